@@ -1,1 +1,10 @@
-//! Agent.
+//! edgefleet-agent: serves ONNX models on a device and keeps them current, safely.
+
+pub mod clock;
+pub mod engine;
+pub mod identity;
+pub mod link;
+pub mod monitor;
+pub mod serving;
+pub mod store;
+pub mod update;

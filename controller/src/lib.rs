@@ -1,1 +1,3 @@
-//! Controller.
+//! edgefleet: the controller of the fleet, and its command line.
+
+pub mod clock;

@@ -1,0 +1,1 @@
+//! Who this device is: its key, its certificate, its first contact.

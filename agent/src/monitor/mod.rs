@@ -1,0 +1,1 @@
+//! Watches what is served: windows of counts and latencies, joined labels.

@@ -1,0 +1,1 @@
+//! Answers clients: the Open Inference Protocol over HTTP, and the table of slots behind it.

@@ -1,0 +1,13 @@
+//! A bundle: one signed, content-addressed version of a model and everything it needs.
+//!
+//! [`manifest`] is what the digest of a bundle covers, [`golden`] the samples that prove on each
+//! device that the model still computes what its author saw.
+
+pub mod golden;
+pub mod manifest;
+
+pub use golden::{GoldenError, GoldenSample};
+pub use manifest::{
+    Artifact, BlobRef, Compat, GoldenRef, Interface, Limits, Manifest, ManifestError, ModelCard, Precision,
+    Prediction, TensorSpec,
+};

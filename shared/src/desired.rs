@@ -1,0 +1,123 @@
+//! What the controller wants of one device: one document, one generation, one signature.
+
+use crate::{
+    digest::{BlobDigest, EnvelopeDigest},
+    ids::{AttemptId, BundleName, DeviceId, SlotName},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub const DESIRED_SCHEMA: u32 = 1;
+
+/// The whole desired state of a device, signed by the controller role.
+///
+/// Level-triggered: a device re-reads it at every connect and moves towards it. Cancel and revert
+/// are simply a higher generation. Order is (generation, issued).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    pub schema: u32,
+    pub device: DeviceId,
+    pub generation: u64,
+    pub issued: Timestamp,
+    /// 7 to 14 days after `issued`; stops new installs only, never the running bundle.
+    pub expires: Timestamp,
+    /// Answers a device that lost its state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// Newest trust version; a device that is behind fetches the chain first.
+    pub trust_version: u64,
+    pub slots: BTreeMap<SlotName, SlotDesired>,
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotDesired {
+    pub active: Assigned,
+    /// To run beside `active` on the same inputs, answers never returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Assigned>,
+    /// How long the device itself watches a new bundle before it commits to it, in seconds.
+    #[serde(default = "default_probation_secs")]
+    pub probation_secs: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<Threshold>,
+}
+
+fn default_probation_secs() -> u64 {
+    60
+}
+
+/// One bundle given to one slot by one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assigned {
+    pub bundle: BundleName,
+    /// The signed release document, fetched as a blob.
+    pub release: EnvelopeDigest,
+    /// Its exact size in bytes.
+    pub release_size: u64,
+    pub attempt: AttemptId,
+}
+
+/// Ask the device to count how often a metric of a request goes beyond a value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Threshold {
+    pub id: String,
+    pub metric: Metric,
+    pub value: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// Whole time of a request in the agent, milliseconds.
+    TotalMs,
+    /// Engine time, milliseconds.
+    InferMs,
+}
+
+/// Which way big blobs travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// HTTPS above [`Settings::https_above_bytes`], MQTT below.
+    #[default]
+    Auto,
+    Mqtt,
+    Https,
+}
+
+/// How a device behaves, apart from what it serves. Missing fields take their defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Length of a telemetry window, seconds.
+    pub window_secs: u64,
+    /// Longest silence: a full report is repeated at least this often, seconds.
+    pub heartbeat_secs: u64,
+    pub transport: Transport,
+    pub https_above_bytes: u64,
+    /// Payload of one block, bytes: 4 KiB to 128 KiB.
+    pub block_bytes: u32,
+}
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            window_secs: 300,
+            heartbeat_secs: 60,
+            transport: Transport::Auto,
+            https_above_bytes: 8 << 20,
+            block_bytes: crate::transfer::DEFAULT_BLOCK_BYTES,
+        }
+    }
+}
+
+impl Desired {
+    /// Digest of everything but `issued`, `expires` and `nonce`: equal generations must have equal
+    /// content, whenever they were signed.
+    pub fn content_digest(&self) -> BlobDigest {
+        let bare = Self { issued: Timestamp::EPOCH, expires: Timestamp::EPOCH, nonce: None, ..self.clone() };
+        BlobDigest::of(&serde_json::to_vec(&bare).unwrap_or_default()) // plain data: cannot fail
+    }
+}

@@ -1,0 +1,296 @@
+//! What a device says it is: a full report at every connect and at every change.
+
+use crate::{
+    digest::BundleDigest,
+    ids::{AttemptId, BootId, BundleName, DeviceId, SlotName},
+    time::Timestamp,
+    trust::TrustError,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt};
+
+pub const REPORTED_SCHEMA: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reported {
+    pub schema: u32,
+    pub device: DeviceId,
+    pub boot: BootId,
+    /// Device clock, believed only as far as `clock` says.
+    pub at: Timestamp,
+    pub clock: ClockQuality,
+    /// Highest generation accepted.
+    pub generation: u64,
+    pub trust_version: u64,
+    /// Present while the device has lost its state: the next desired state must carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    pub slots: BTreeMap<SlotName, SlotReport>,
+    /// The last signed document that was refused as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+    pub facts: Facts,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotReport {
+    pub phase: Phase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<Installed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Installed>,
+    /// What it is moving to, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Installed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Refusal>,
+}
+
+/// A bundle on a device and the attempt that brought it there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    pub bundle: BundleName,
+    /// Unknown until its release has been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<BundleDigest>,
+    pub attempt: AttemptId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Where a device's slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Idle,
+    Deferred,
+    Fetching,
+    Verified,
+    Testing,
+    Shadowing,
+    Switching,
+    Probation,
+    Committed,
+    Incompatible,
+    DownloadFailed,
+    VerifyFailed,
+    PreflightFailed,
+    RolledBackLocal,
+    TimedOut,
+}
+
+impl Phase {
+    /// The attempt is over: nothing more happens without a new desired state.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Committed) || self.is_failure()
+    }
+    pub fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Incompatible
+                | Self::DownloadFailed
+                | Self::VerifyFailed
+                | Self::PreflightFailed
+                | Self::RolledBackLocal
+                | Self::TimedOut
+        )
+    }
+}
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `pad`, so that tables can align it.
+        f.pad(match self {
+            Self::Idle => "idle",
+            Self::Deferred => "deferred",
+            Self::Fetching => "fetching",
+            Self::Verified => "verified",
+            Self::Testing => "testing",
+            Self::Shadowing => "shadowing",
+            Self::Switching => "switching",
+            Self::Probation => "probation",
+            Self::Committed => "committed",
+            Self::Incompatible => "incompatible",
+            Self::DownloadFailed => "download-failed",
+            Self::VerifyFailed => "verify-failed",
+            Self::PreflightFailed => "preflight-failed",
+            Self::RolledBackLocal => "rolled-back-local",
+            Self::TimedOut => "timed-out",
+        })
+    }
+}
+
+/// How far a device's wall clock can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockQuality {
+    /// Within 400 days above the signed floor.
+    Plausible,
+    /// Below the floor: the floor was used instead.
+    BehindFloor,
+    /// More than 400 days above the floor.
+    FarAhead,
+}
+
+/// Whether the same thing may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retry {
+    Now,
+    Later,
+    Never,
+}
+
+/// Why a device refused or gave up something. Reaches the controller and is shown as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub code: RefusalCode,
+    pub retry: Retry,
+    /// One sentence for people, with names and numbers.
+    pub message: String,
+    /// The bundle or document it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<AttemptId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    pub at: Timestamp,
+}
+
+macro_rules! refusal_codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal => $retry:ident, $phase:ident;)*) => {
+        /// Machine-readable kind of a refusal.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum RefusalCode {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+            /// Written by a newer agent.
+            #[serde(other, rename = "unknown")]
+            Unknown,
+        }
+        impl RefusalCode {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                    Self::Unknown => "unknown",
+                }
+            }
+            /// The retry class that goes with this kind.
+            pub fn retry(self) -> Retry {
+                match self {
+                    $(Self::$name => Retry::$retry,)*
+                    Self::Unknown => Retry::Later,
+                }
+            }
+            /// The failure phase a slot ends in.
+            pub fn phase(self) -> Phase {
+                match self {
+                    $(Self::$name => Phase::$phase,)*
+                    Self::Unknown => Phase::PreflightFailed,
+                }
+            }
+        }
+    };
+}
+
+refusal_codes! {
+    SignatureInvalid = "signature-invalid" => Never, VerifyFailed;
+    /// A document of an older generation.
+    GenerationReplayed = "generation-replayed" => Never, VerifyFailed;
+    /// One generation, two contents.
+    Equivocation = "equivocation" => Never, VerifyFailed;
+    BelowFloor = "below-floor" => Never, VerifyFailed;
+    Expired = "expired" => Later, VerifyFailed;
+    WrongDevice = "wrong-device" => Never, VerifyFailed;
+    TrustChain = "trust-chain" => Never, VerifyFailed;
+    ReleaseMismatch = "release-mismatch" => Never, VerifyFailed;
+    StateLost = "state-lost" => Later, VerifyFailed;
+    DocumentMalformed = "document-malformed" => Never, VerifyFailed;
+    UnknownSchema = "unknown-schema" => Never, Incompatible;
+    DigestMismatch = "digest-mismatch" => Later, DownloadFailed;
+    SizeMismatch = "size-mismatch" => Later, DownloadFailed;
+    NotFound = "not-found" => Later, DownloadFailed;
+    TransferTimeout = "transfer-timeout" => Later, DownloadFailed;
+    DiskFull = "disk-full" => Later, DownloadFailed;
+    StorageFailed = "storage-failed" => Later, DownloadFailed;
+    WrongHardware = "wrong-hardware" => Never, Incompatible;
+    NoArtifact = "no-artifact" => Never, Incompatible;
+    ManifestInvalid = "manifest-invalid" => Never, PreflightFailed;
+    ModelInvalid = "model-invalid" => Never, PreflightFailed;
+    UnsupportedOperator = "unsupported-operator" => Never, Incompatible;
+    InterfaceMismatch = "interface-mismatch" => Never, PreflightFailed;
+    GoldenMismatch = "golden-mismatch" => Never, PreflightFailed;
+    OverMemory = "over-memory" => Never, PreflightFailed;
+    OverLatency = "over-latency" => Never, PreflightFailed;
+    ProbeCrashed = "probe-crashed" => Never, PreflightFailed;
+    ProbeTimedOut = "probe-timed-out" => Never, PreflightFailed;
+    ProbeUnavailable = "probe-unavailable" => Later, PreflightFailed;
+    ActivationFailed = "activation-failed" => Later, PreflightFailed;
+    CrashLoop = "crash-loop" => Never, RolledBackLocal;
+    Unhealthy = "unhealthy" => Never, RolledBackLocal;
+}
+
+impl fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl From<&TrustError> for RefusalCode {
+    fn from(error: &TrustError) -> Self {
+        match error {
+            TrustError::TooLarge { .. } | TrustError::Malformed { .. } | TrustError::WrongType { .. } => {
+                Self::DocumentMalformed
+            }
+            TrustError::Threshold { .. } => Self::SignatureInvalid,
+            TrustError::TrustOrder { .. } | TrustError::TrustInvalid { .. } | TrustError::TrustPin => {
+                Self::TrustChain
+            }
+            TrustError::Expired { .. } => Self::Expired,
+            TrustError::WrongDevice { .. } => Self::WrongDevice,
+            TrustError::UnknownSchema { .. } => Self::UnknownSchema,
+            TrustError::Replayed { .. } => Self::GenerationReplayed,
+            TrustError::Equivocation { .. } => Self::Equivocation,
+            TrustError::NonceMissing => Self::StateLost,
+            TrustError::ReleaseMismatch { .. } => Self::ReleaseMismatch,
+            TrustError::BelowFloor { .. } => Self::BelowFloor,
+            TrustError::WrongHardware { .. } => Self::WrongHardware,
+        }
+    }
+}
+
+/// Claims of a device about itself. They never grant rights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    pub agent_version: String,
+    pub arch: String,
+    pub os: String,
+    pub cpu: String,
+    pub cores: u32,
+    pub memory_bytes: u64,
+    /// Hardware class, as bundles name it; from the agent's configuration.
+    pub hardware: String,
+    pub hostname: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_they_are_named() {
+        for code in RefusalCode::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+            assert!(code.phase().is_failure(), "{code}");
+        }
+        let newer: RefusalCode = serde_json::from_str(r#""from-the-future""#).unwrap();
+        assert_eq!(newer, RefusalCode::Unknown);
+    }
+}

@@ -1,0 +1,152 @@
+//! The telemetry message and its acknowledgement.
+//!
+//! Exactly-once in effect: a record keeps its (boot, seq) until the controller's *store* has it and
+//! says so; the controller drops repeats by (device, boot, seq).
+
+use super::window::{LabelCounts, Window};
+use crate::{
+    ids::{BootId, DeviceId, SlotName},
+    reported::{Installed, Phase, Refusal},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+pub const TELEMETRY_SCHEMA: u32 = 1;
+/// Largest decompressed message in bytes: a compressed one of 256 KiB could otherwise hold gigabytes.
+pub const MAX_BATCH_BYTES: usize = 2 << 20;
+/// Records in one message.
+pub const MAX_RECORDS: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TelemetryBatch {
+    pub schema: u32,
+    pub device: DeviceId,
+    pub records: Vec<Record>,
+}
+
+/// One thing a device has to say, numbered from 1 within its boot without gaps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub boot: BootId,
+    pub seq: u64,
+    #[serde(flatten)]
+    pub body: RecordBody,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum RecordBody {
+    Window(Box<Window>),
+    Labels(LabelCounts),
+    Terminal(TerminalReport),
+    /// Records lost before they could be sent, so that loss is known and counted.
+    Dropped {
+        records: u64,
+        reason: String,
+    },
+}
+
+/// How an attempt ended on a device; kept until acknowledged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TerminalReport {
+    pub slot: SlotName,
+    pub generation: u64,
+    pub phase: Phase,
+    pub target: Installed,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+    /// From seeing the desired state to the end, milliseconds.
+    pub took_ms: u64,
+    /// Bytes fetched over the network for this attempt.
+    pub fetched_bytes: u64,
+    pub at: Timestamp,
+}
+
+/// Why a telemetry payload is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    #[error("telemetry payload is not zstd of at most {limit} bytes: {reason}")]
+    Compression { limit: usize, reason: String },
+    #[error("telemetry is not valid JSON of the expected form: {reason}")]
+    Malformed { reason: String },
+    #[error("telemetry schema {found} is not understood")]
+    UnknownSchema { found: u64 },
+    #[error("{found} telemetry records came in one message, {MAX_RECORDS} are allowed")]
+    TooMany { found: usize },
+}
+
+impl TelemetryBatch {
+    /// zstd-compressed JSON, as it goes over the wire.
+    ///
+    /// # Errors
+    /// [`BatchError::Compression`] if zstd fails.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, BatchError> {
+        let json = serde_json::to_vec(self).map_err(|e| BatchError::Malformed { reason: e.to_string() })?;
+        zstd::bulk::compress(&json, 3)
+            .map_err(|e| BatchError::Compression { limit: MAX_BATCH_BYTES, reason: e.to_string() })
+    }
+
+    /// # Errors
+    /// [`BatchError`]; never allocates more than [`MAX_BATCH_BYTES`] for the text.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BatchError> {
+        let json = zstd::bulk::decompress(bytes, MAX_BATCH_BYTES)
+            .map_err(|e| BatchError::Compression { limit: MAX_BATCH_BYTES, reason: e.to_string() })?;
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u64,
+        }
+        let malformed = |e: serde_json::Error| BatchError::Malformed { reason: e.to_string() };
+        let head: Head = serde_json::from_slice(&json).map_err(malformed)?;
+        if head.schema != u64::from(TELEMETRY_SCHEMA) {
+            return Err(BatchError::UnknownSchema { found: head.schema });
+        }
+        let batch: Self = serde_json::from_slice(&json).map_err(malformed)?;
+        match batch.records.len() {
+            found if found > MAX_RECORDS => Err(BatchError::TooMany { found }),
+            _ => Ok(batch),
+        }
+    }
+}
+
+/// What the controller's store has of a device's records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    pub schema: u32,
+    pub boots: Vec<BootAck>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootAck {
+    pub boot: BootId,
+    /// Every record up to and including this one is stored.
+    pub contiguous: u64,
+    /// Stored ranges beyond, inclusive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<(u64, u64)>,
+}
+
+impl BootAck {
+    pub fn covers(&self, seq: u64) -> bool {
+        seq <= self.contiguous || self.extra.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bomb_is_refused_without_being_unpacked() {
+        let bomb = zstd::bulk::compress(&vec![b' '; 64 << 20], 3).unwrap();
+        assert!(bomb.len() < 64 * 1024);
+        assert!(matches!(TelemetryBatch::parse(&bomb), Err(BatchError::Compression { .. })));
+        assert!(matches!(TelemetryBatch::parse(b"{}"), Err(BatchError::Compression { .. })));
+    }
+
+    #[test]
+    fn acknowledgements_cover_the_prefix_and_the_islands() {
+        let ack = BootAck { boot: BootId::from_random([0; 16]), contiguous: 4, extra: vec![(6, 7)] };
+        let covered: Vec<_> = (1..=9).filter(|seq| ack.covers(*seq)).collect();
+        assert_eq!(covered, [1, 2, 3, 4, 6, 7]);
+    }
+}

@@ -1,0 +1,98 @@
+//! Window version 1: one device x one bundle x a few minutes.
+
+use super::sketch::Sketch;
+use crate::{
+    digest::BundleDigest,
+    ids::{AttemptId, BundleName, SlotName},
+    reported::ClockQuality,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Distinct keys a map of a window may hold; the rest is counted under `other`.
+pub const MAX_KEYS: usize = 128;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Primary,
+    Shadow,
+}
+
+/// Cut at every change of bundle, attempt or role, so that a window speaks of one thing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    pub slot: SlotName,
+    pub bundle: BundleName,
+    pub digest: BundleDigest,
+    pub role: Role,
+    pub attempt: AttemptId,
+    /// Milliseconds since the agent's start: honest even if the wall clock is not.
+    pub mono_start_ms: u64,
+    pub mono_end_ms: u64,
+    pub wall_start: Timestamp,
+    pub wall_end: Timestamp,
+    pub clock: ClockQuality,
+    pub counts: Counts,
+    pub latency: Latency,
+    /// Predictions by class name, `other` beyond [`MAX_KEYS`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<String, u64>,
+    /// Milliseconds since the agent's start of the first failed request, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_bad_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceed: Vec<Exceed>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    pub requests: u64,
+    /// Inputs answered; a request of batch 8 has 8.
+    pub rows: u64,
+    pub ok: u64,
+    /// Failed requests by error code.
+    pub errors: BTreeMap<String, u64>,
+    /// Turned away because the queue was full; not part of `requests`.
+    pub rejected: u64,
+}
+
+/// Where the time of successful requests went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    pub queue: Sketch,
+    pub infer: Sketch,
+    pub total: Sketch,
+}
+
+/// How often a metric went beyond a threshold the controller asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exceed {
+    pub id: String,
+    pub n: u64,
+    pub x: u64,
+}
+
+/// Labels joined to predictions, counted in the bucket in which the prediction was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelCounts {
+    pub slot: SlotName,
+    pub bundle: BundleName,
+    pub digest: BundleDigest,
+    pub attempt: AttemptId,
+    /// Start of the five-minute bucket of the predictions.
+    pub bucket: Timestamp,
+    /// Who said so: `local` (unauthenticated, on the device) or `controller`.
+    pub source: String,
+    pub matched: u64,
+    pub correct: u64,
+    /// (truth, predicted, count), at most [`MAX_KEYS`] entries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confusion: Vec<(String, String, u64)>,
+    /// Labels that found no prediction, by reason (`expired`, `foreign`, `duplicate`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unmatched: BTreeMap<String, u64>,
+}
