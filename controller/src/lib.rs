@@ -1,3 +1,11 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
+pub mod assignments;
+pub mod broker;
 pub mod clock;
+pub mod desired;
+pub mod driver;
+pub mod ingest;
+pub mod link;
+pub mod store;
+pub mod transfer;
