@@ -155,7 +155,7 @@ mod tests {
         let boot = BootId::from_random([1; 16]);
         let attempt = AttemptId { rollout: "r-1".parse().unwrap(), number: 1 };
         let mut total = Sketch::default();
-        [900, 1_000, 250_000].map(|us| total.record_us(us));
+        [900, 1_000, 250_000].into_iter().for_each(|us| total.record_us(us));
         let window = Window {
             slot: "digits".parse().unwrap(),
             bundle: "digits@1".parse().unwrap(),
