@@ -1,1 +1,4 @@
 //! Controller.
+
+pub mod broker;
+pub mod clock;
