@@ -83,7 +83,7 @@ pub enum Verdict {
 
 /// The fleet's say about a certificate that our CA issued: is the device known, is the serial revoked.
 pub trait Admission: Send + Sync {
-    /// Called at every CONNECT, on the connection's task: in-memory look-ups only.
+    /// `certificate_serial`: big-endian, without leading zero bytes. Called at every CONNECT, on the connection's task: in-memory look-ups only.
     fn admit(&self, identity: &DeviceId, certificate_serial: &[u8]) -> Verdict;
 }
 
@@ -101,7 +101,7 @@ pub struct EmbeddedParams {
     pub max_connections: Option<usize>,
     /// Devices behind one NAT share an address.
     pub max_connections_per_address: Option<usize>,
-    /// Capacity of the event channel, at least 4. 256 full-size messages are 64 MiB.
+    /// Capacity of the event channel, at least 4; see [`super::EVENT_CAPACITY`].
     pub event_capacity: usize,
 }
 
@@ -369,6 +369,10 @@ impl Connection {
             Ok(certificate) => certificate,
             Err(error) => return tracing::warn!(%peer, %error, "certificate.refused"),
         };
+        // rustls still accepts the last second.
+        if certificate.not_after <= (self.clock)() {
+            return tracing::debug!(%peer, device = %certificate.identity, "certificate.expired");
+        }
         let expired = until(Arc::clone(&self.clock), certificate.not_after);
         let session = Session::new(certificate, peer, Arc::clone(&self.hub));
         let hooks = Arc::new(Hooks(Arc::clone(&session)));

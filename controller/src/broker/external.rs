@@ -12,6 +12,8 @@
 //! A broker cannot be told to end somebody's session over MQTT 3.1.1. So [`Broker::kick`] connects under
 //! the device's name with a certificate minted for that purpose, which displaces the device; and
 //! [`Broker::revoke`] first has the fleet publish a revocation list ([`ExternalControl::refuse`]).
+//! Nor does Mosquitto end a session when its certificate expires: the fleet kicks at that time, and the
+//! device cannot come back with the old certificate.
 
 use super::{Broker, BrokerError, BrokerEvent, BrokerKind, MAX_PACKET_BYTES, Message, Qos, Upstream};
 use arc_swap::ArcSwapOption;
@@ -77,7 +79,7 @@ pub struct ExternalParams {
     pub roots: RootCertStore,
     pub time: Arc<dyn TimeProvider>,
     pub control: Arc<dyn ExternalControl>,
-    /// Capacity of the event channel, at least 4.
+    /// Capacity of the event channel, at least 4; see [`super::EVENT_CAPACITY`].
     pub event_capacity: usize,
 }
 

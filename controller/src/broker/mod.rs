@@ -14,7 +14,7 @@
 //! **Back-pressure.** When the receiver does not keep up, the channel fills; then the embedded broker
 //! stops reading from the devices that publish (their PUBACK waits, TCP pushes back) and the external
 //! client stops reading from its broker, which queues up to its own limits. Nothing grows without
-//! bound. A receiver may call any method of [`Broker`] between two events.
+//! bound; a stall longer than a keep-alive looks like a dead broker to the other side. A receiver may call any method of [`Broker`] between two events.
 //!
 //! **Names.** A certificate whose common name starts with [`CONTROLLER_PREFIX`] is a controller's (or
 //! an operator's for debugging). The controller makes all device ids and never makes one with this
@@ -43,6 +43,9 @@ pub const CONTROLLER_PREFIX: &str = "controller-";
 
 /// Largest MQTT packet: the payload plus fixed header, the longest legal topic and its packet id.
 pub const MAX_PACKET_BYTES: usize = MAX_PAYLOAD_BYTES + 4 * 1024;
+
+/// A capacity of the event channel that serves well: 256 messages of full size are 64 MiB.
+pub const EVENT_CAPACITY: usize = 256;
 
 /// Whether this certificate name is a controller's. See [`CONTROLLER_PREFIX`].
 pub fn is_controller(identity: &DeviceId) -> bool {

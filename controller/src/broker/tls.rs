@@ -69,7 +69,7 @@ pub fn mqtt_server_config(
 pub struct PeerCertificate {
     /// Common name; equals the one DNS name.
     pub identity: DeviceId,
-    /// Serial number, big-endian, as encoded.
+    /// Serial number, big-endian, without leading zero bytes.
     pub serial: Vec<u8>,
     pub not_after: Timestamp,
 }
@@ -117,7 +117,7 @@ impl PeerCertificate {
         let not_after = certificate.validity().not_after.timestamp();
         Ok(Self {
             identity,
-            serial: certificate.raw_serial().to_vec(),
+            serial: certificate.raw_serial().iter().copied().skip_while(|byte| *byte == 0).collect(),
             not_after: Timestamp::from_secs(u64::try_from(not_after).unwrap_or(0)),
         })
     }

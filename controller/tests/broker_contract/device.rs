@@ -180,6 +180,7 @@ pub struct Raw(pub TlsStream<TcpStream>);
 impl Raw {
     pub async fn open(home: &Home, issued: &Issued) -> Self {
         let tcp = TcpStream::connect(home.address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
         let connector = TlsConnector::from(Arc::new(home.pki.client(Some(issued))));
         let name = ServerName::try_from("localhost").unwrap();
         Self(connector.connect(name, tcp).await.unwrap())
@@ -201,10 +202,10 @@ impl Raw {
     }
 
     /// Reads until the peer closes; fails the test if it does not.
-    pub async fn closed(&mut self) {
+    pub async fn closed(&mut self, after: &str) {
         let mut sink = vec![0; 4096];
         let drained = async { while matches!(self.0.read(&mut sink).await, Ok(1..)) {} };
-        timeout(PATIENCE, drained).await.expect("the broker kept the connection open");
+        assert!(timeout(PATIENCE, drained).await.is_ok(), "still open after {after}");
     }
 }
 

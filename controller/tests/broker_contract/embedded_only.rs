@@ -62,7 +62,7 @@ async fn other_protocol_versions_are_refused() {
     for level in [3, 5, 6] {
         let (mut raw, connack) = Raw::connect(&home, "dev-1", level).await;
         assert!(connack.get(3).is_none_or(|code| *code != 0), "level {level}: {connack:?}");
-        raw.closed().await;
+        raw.closed(&format!("level {level}")).await;
     }
 }
 
@@ -108,7 +108,7 @@ async fn a_peer_that_does_not_read_is_kicked_in_time() {
     let started = Instant::now();
     home.broker.revoke(&id("dev-1")).await.unwrap();
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
-    stuck.closed().await;
+    stuck.closed("not reading").await;
     home.until("disconnect", |event| {
         matches!(event, BrokerEvent::Disconnected { reason: DisconnectReason::Revoked, .. })
     })

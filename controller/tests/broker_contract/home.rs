@@ -63,7 +63,7 @@ impl Home {
 
     pub async fn mosquitto() -> Option<Self> {
         let (pki, dir, fleet) = (Pki::new(), tempfile::tempdir().unwrap(), Arc::new(Fleet::default()));
-        let mosquitto = Mosquitto::start(&pki, dir.path(), &fleet)?;
+        let mosquitto = Mosquitto::start(&pki, dir.path())?;
         let address = mosquitto.address;
         let control = Control {
             pki: Arc::clone(&pki),
@@ -170,7 +170,7 @@ pub fn embedded_params(pki: &Pki, server: &Issued, dir: &Path) -> EmbeddedParams
 /// The fleet's part: which serials are out, and which certificates a device had.
 #[derive(Default)]
 pub struct Fleet {
-    pub revoked: Mutex<HashSet<Vec<u8>>>,
+    revoked: Mutex<HashSet<Vec<u8>>>,
     pub issued: Mutex<HashMap<DeviceId, Vec<SerialNumber>>>,
     refused: Mutex<HashSet<DeviceId>>,
 }
@@ -181,6 +181,14 @@ impl Admission for Fleet {
             return Verdict::Refuse("the serial is revoked".into());
         }
         Verdict::Allow
+    }
+}
+
+impl Fleet {
+    pub fn revoke(&self, serial: &SerialNumber) {
+        let digits = serial.to_bytes();
+        let leading = digits.iter().take_while(|byte| **byte == 0).count();
+        self.revoked.lock().insert(digits[leading..].to_vec());
     }
 }
 
@@ -241,7 +249,7 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    fn start(pki: &Pki, dir: &Path, fleet: &Fleet) -> Option<Self> {
+    fn start(pki: &Pki, dir: &Path) -> Option<Self> {
         let Some(binary) = binary() else {
             assert!(
                 std::env::var_os("EDGEFLEET_SKIP_MOSQUITTO").is_some(),
@@ -257,14 +265,12 @@ impl Mosquitto {
             std::fs::write(&path, text).unwrap();
             path
         };
-        let revoked: Vec<_> =
-            fleet.revoked.lock().iter().map(|serial| SerialNumber::from_slice(serial)).collect();
         let params = MosquittoParams {
             listen: address,
             ca_file: file("ca.pem", &pki.ca_pem()),
             cert_file: file("server.pem", &server.pem),
             key_file: file("server.key", &server.key.serialize_pem()),
-            crl_file: file("crl.pem", &pki.crl(&revoked)),
+            crl_file: file("crl.pem", &pki.crl(&[])),
             acl_file: dir.join("acl"),
             persistence_dir: dir.to_owned(),
             controllers: vec![id("controller-1")],

@@ -1,6 +1,8 @@
 //! What the controller may rely on, whichever broker serves it: one table of rows, run against the
 //! embedded broker and against a real Mosquitto. Run it on every upgrade of mqtt5, rumqttc or Mosquitto.
 
+#![allow(unreachable_pub)] // a test binary has no outside
+
 mod device;
 mod embedded_only;
 mod external_only;
