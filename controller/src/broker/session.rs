@@ -155,7 +155,8 @@ impl Session {
 
     /// Removes what the router holds for this connection.
     ///
-    /// `disconnect_client`, the router's own kick, keeps subscriptions and queue for ever.
+    /// `disconnect_client`, the router's own kick, keeps subscriptions, and with them a growing queue,
+    /// until the client returns.
     async fn forget(self: &Arc<Self>) {
         let id = self.identity().as_str();
         let slot = self.hub.router.lock_session(id).await;

@@ -5,7 +5,7 @@ use crate::{
     home::{Home, id, resident},
     server_process::ServerProcess,
 };
-use edgefleet_controller::broker::{BrokerEvent, DisconnectReason};
+use edgefleet_controller::broker::{BrokerEvent, DisconnectReason, Message, Qos};
 use edgefleet_shared::topics::Channel;
 use std::time::Instant;
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
@@ -102,8 +102,16 @@ async fn a_peer_that_does_not_read_is_kicked_in_time() {
     let mut home = Home::embedded().await;
     let (mut stuck, _) = Raw::connect(&home, "dev-1", 4).await;
     stuck.send(&subscribe_packet(&topic("dev-1", Channel::Blocks))).await.unwrap();
-    for _ in 0..200 {
-        home.publish(&topic("dev-1", Channel::Blocks), vec![0; 128 * 1024], false).await;
+    // QoS 0 has no window: the broker writes until the socket takes no more.
+    for _ in 0..400 {
+        let message = Message {
+            topic: topic("dev-1", Channel::Blocks),
+            payload: vec![0; 128 * 1024].into(),
+            retain: false,
+            qos: Qos::AtMostOnce,
+        };
+        home.broker.publish(message).await.unwrap();
+        tokio::task::yield_now().await;
     }
     let started = Instant::now();
     home.broker.revoke(&id("dev-1")).await.unwrap();

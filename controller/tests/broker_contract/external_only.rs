@@ -2,11 +2,14 @@
 
 use crate::{
     device::Device,
-    home::{Home, id},
+    home::{Home, id, signal},
 };
 use edgefleet_controller::broker::{BrokerError, BrokerEvent, Message, Qos, Upstream};
 use edgefleet_shared::topics::Channel;
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_link_comes_back_subscribed_after_the_broker_died() {
@@ -45,7 +48,7 @@ async fn stored_state_is_replayed_as_old_after_the_link_is_up() {
     home.message("dev-1", Channel::Reported).await;
     // An orderly end writes the database.
     let mosquitto = home.mosquitto.as_mut().unwrap();
-    crate::home::signal("TERM", mosquitto.pid());
+    signal("TERM", mosquitto.pid());
     home.until("loss of the broker", |event| matches!(event, BrokerEvent::Upstream(Upstream::Down { .. })))
         .await;
     let mosquitto = home.mosquitto.as_mut().unwrap();
@@ -71,4 +74,24 @@ async fn stopping_ends_the_link() {
         qos: Qos::AtMostOnce,
     };
     assert!(matches!(home.broker.publish(message).await, Err(BrokerError::Offline)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_outlasts_a_broker_that_loads_the_list_late() {
+    let Some(home) = Home::mosquitto().await else { return };
+    let stolen = home.pki.device("dev-1");
+    home.fleet.issued.lock().insert(id("dev-1"), vec![stolen.serial.clone()]);
+    home.fleet.loads_late.store(true, Ordering::SeqCst);
+    let mut first = Device::connect_as(&home, "dev-1", &stolen).await.unwrap();
+    let thief = async {
+        first.ended().await;
+        // Back before the list counts; only now is it loaded, which does not end a session.
+        let mut second = Device::connect_as(&home, "dev-1", &stolen).await.expect("the list is not loaded");
+        signal("HUP", home.mosquitto.as_ref().unwrap().pid());
+        second.ended().await;
+    };
+    let device = id("dev-1");
+    let (revoked, ()) = tokio::join!(home.broker.revoke(&device), thief);
+    revoked.unwrap();
+    assert!(Device::connect_as(&home, "dev-1", &stolen).await.is_err());
 }
