@@ -10,13 +10,14 @@
 //!   on every connect, and a reconnecting fleet must not cost a disk write per device.
 //! * Certificates named [`super::CONTROLLER_PREFIX`]... may subscribe to anything (debugging with
 //!   `mosquitto_sub`) and publish nothing: the controller itself publishes in-process.
-//! * Memory per device is bounded by [`QUEUE_BYTES`] plus [`LANE_MESSAGES`] messages in each of the two
+//! * Memory per device is bounded by [`QUEUE`] plus [`LANE_MESSAGES`] messages in each of the two
 //!   delivery lanes and [`INFLIGHT_MESSAGES`] in flight.
 
 use super::{
     Broker, BrokerError, BrokerEvent, BrokerKind, DisconnectReason, MAX_PACKET_BYTES, Message, Qos,
     limits::{Gate, Place, connection_budget, descriptor_limit},
     registry::Registry,
+    routes::Routes,
     session::{Hooks, Hub, Session},
     tls::PeerCertificate,
 };
@@ -34,7 +35,6 @@ use mqtt5::broker::{
     config::BrokerConfig,
     events::BrokerEventHandler,
     resource_monitor::{ResourceLimits, ResourceMonitor},
-    router::MessageRouter,
     storage::{DynamicStorage, FileBackend, QueueLimits, StorageBackend},
     sys_topics::BrokerStats,
     tls_acceptor::TlsStreamWrapper,
@@ -50,7 +50,6 @@ use std::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{broadcast, mpsc},
-    time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -64,8 +63,7 @@ const LANE_MESSAGES: usize = 16;
 /// Unacknowledged QoS 1 messages to one client.
 const INFLIGHT_MESSAGES: u16 = 16;
 /// Overflow queue of one client.
-const QUEUE_MESSAGES: usize = 512;
-const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+const QUEUE: QueueLimits = QueueLimits { max_messages: 512, max_bytes: 4 * 1024 * 1024 };
 /// A device needs six; debuggers a few more.
 const SUBSCRIPTIONS: usize = 32;
 /// How often what gone clients left behind is swept.
@@ -123,13 +121,11 @@ impl EmbeddedBroker {
     /// [`BrokerError::Start`] naming the folder or the address.
     pub async fn start(params: EmbeddedParams) -> Result<(Self, mpsc::Receiver<BrokerEvent>), BrokerError> {
         let storage = open_storage(&params.data_dir).await?;
-        let router =
-            MessageRouter::with_storage(Arc::clone(&storage)).with_retained_limits(0, MAX_PAYLOAD_BYTES);
-        let router = Arc::new(router);
-        router.initialize().await.map_err(|source| BrokerError::Start {
-            action: format!("loading retained messages from `{}`", params.data_dir.display()),
-            source: source.into(),
-        })?;
+        let routes =
+            Routes::load(Arc::clone(&storage), QUEUE).await.map_err(|source| BrokerError::Start {
+                action: format!("loading retained messages from `{}`", params.data_dir.display()),
+                source: source.into(),
+            })?;
         let bind_error = |source: std::io::Error| BrokerError::Start {
             action: format!("listening on {}", params.listen),
             source: source.into(),
@@ -139,7 +135,7 @@ impl EmbeddedBroker {
 
         let (events, receiver) = mpsc::channel(params.event_capacity.max(4));
         let hub =
-            Arc::new(Hub { router, registry: Registry::default(), events, admission: params.admission });
+            Arc::new(Hub { routes, registry: Registry::default(), events, admission: params.admission });
         let max_connections = connection_budget(params.max_connections, descriptor_limit());
         let stopping = CancellationToken::new();
         let acceptor = Acceptor {
@@ -196,8 +192,7 @@ impl Broker for EmbeddedBroker {
             Qos::AtLeastOnce => QoS::AtLeastOnce,
         };
         let packet = PublishPacket::new(message.topic, message.payload, qos).with_retain(message.retain);
-        // A deadline that has passed: a full lane overflows into the bounded queue at once.
-        self.hub.router.route_message_with_deadline(&packet, None, Instant::now()).await;
+        self.hub.routes.to_devices(&packet).await;
         Ok(())
     }
 
@@ -239,8 +234,7 @@ impl Broker for EmbeddedBroker {
 }
 
 async fn open_storage(dir: &Path) -> Result<Arc<DynamicStorage>, BrokerError> {
-    let limits = QueueLimits { max_messages: QUEUE_MESSAGES, max_bytes: QUEUE_BYTES };
-    let backend = FileBackend::with_queue_limits(dir, limits).await.map_err(|source| BrokerError::Start {
+    let backend = FileBackend::with_queue_limits(dir, QUEUE).await.map_err(|source| BrokerError::Start {
         action: format!("opening its storage `{}`", dir.display()),
         source: source.into(),
     })?;
@@ -332,7 +326,7 @@ impl Acceptor {
     /// What an external broker does after subscribing: the stored state of every device, once.
     async fn replay_retained(&self) {
         for channel in [Channel::Reported, Channel::Presence] {
-            for packet in self.hub.router.get_retained_messages(&channel.of_all()).await {
+            for packet in self.hub.routes.stored(&channel.of_all()).await {
                 let Some((device, channel)) = topics::parse(&packet.topic_name) else { continue };
                 let payload = packet.payload;
                 let event = BrokerEvent::Message { device, channel, payload, retained: true };
@@ -382,7 +376,7 @@ impl Connection {
             BrokerTransport::tls(TlsStreamWrapper::new(tls)),
             peer,
             Arc::new(config),
-            Arc::clone(&self.hub.router),
+            Arc::clone(self.hub.routes.of(session.identity())),
             hooks as Arc<dyn AuthProvider>,
             None, // no storage: sessions end with their connection
             Arc::clone(&self.parts.stats),
@@ -410,6 +404,6 @@ async fn sweep(hub: Arc<Hub>, storage: Arc<DynamicStorage>) {
         if let Err(error) = storage.cleanup_expired().await {
             tracing::warn!(%error, "could not clean the broker's storage");
         }
-        hub.router.sweep_sessions().await;
+        hub.routes.sweep().await;
     }
 }

@@ -25,6 +25,7 @@ pub mod external;
 mod limits;
 pub mod mosquitto;
 mod registry;
+mod routes;
 mod session;
 pub mod tls;
 

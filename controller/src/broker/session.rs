@@ -5,14 +5,16 @@
 //!
 //! Two of mqtt5's habits shape the code. A publish that the provider denies is answered with a PUBACK
 //! in the form of MQTT 5 even to a 3.1.1 client, so topics are checked in the publish hook, where a
-//! refused message is acknowledged like any other and dropped (as Mosquitto does). And its router waits
-//! up to seconds for a slow subscriber, so the hook routes by itself, without waiting.
+//! refused message is acknowledged like any other and dropped (as Mosquitto does). And it would route what
+//! a device sends to other clients, waiting up to seconds for a slow one, so the hook takes every message
+//! and [`Routes`] decides.
 
 use super::{
     BrokerEvent, DisconnectReason,
     embedded::{Admission, Verdict},
     is_controller,
     registry::Registry,
+    routes::Routes,
     tls::PeerCertificate,
 };
 use bytes::Bytes;
@@ -26,7 +28,6 @@ use mqtt5::broker::{
     events::{
         BrokerEventHandler, ClientConnectEvent, ClientDisconnectEvent, ClientPublishEvent, PublishAction,
     },
-    router::MessageRouter,
 };
 use mqtt5_protocol::{
     QoS,
@@ -44,7 +45,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// How long an ended session may take to say goodbye before its socket is closed under it. A peer that
@@ -53,7 +54,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What all connections share.
 pub(super) struct Hub {
-    pub(super) router: Arc<MessageRouter>,
+    pub(super) routes: Routes,
     pub(super) registry: Registry,
     pub(super) events: mpsc::Sender<BrokerEvent>,
     pub(super) admission: Arc<dyn Admission>,
@@ -71,6 +72,8 @@ pub(super) struct Session {
     /// A newer connection has its identity (or the broker stops): it may publish nothing any more,
     /// its last will included.
     mute: AtomicBool,
+    /// CONNACK was sent.
+    connected: AtomicBool,
     said_goodbye: AtomicBool,
     will: Mutex<Option<WillMessage>>,
 }
@@ -85,6 +88,7 @@ impl Session {
             ending: CancellationToken::new(),
             ended: CancellationToken::new(),
             mute: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
             said_goodbye: AtomicBool::new(false),
             will: Mutex::new(None),
         })
@@ -144,13 +148,13 @@ impl Session {
             drop(running);
             if forced {
                 self.forget().await;
-                self.route_will().await;
             }
         } else {
             drop(running);
         }
+        let will = self.last_will().await;
         self.ended.cancel();
-        self.say_farewell().await;
+        self.say_farewell(will).await;
     }
 
     /// Removes what the router holds for this connection.
@@ -159,31 +163,34 @@ impl Session {
     /// until the client returns.
     async fn forget(self: &Arc<Self>) {
         let id = self.identity().as_str();
-        let slot = self.hub.router.lock_session(id).await;
+        let router = self.hub.routes.of(self.identity());
+        let slot = router.lock_session(id).await;
         if self.hub.registry.owns(self) {
-            self.hub.router.unregister_client(id).await;
-            self.hub.router.queue_handle(id).clear(None);
+            router.unregister_client(id).await;
+            router.queue_handle(id).clear(None);
         }
         drop(slot);
     }
 
-    /// The will of a connection that was closed by force; mqtt5 sends the others.
-    async fn route_will(&self) {
-        let Some(will) = self.will.lock().clone().filter(|_| !self.is_mute()) else { return };
-        let packet = PublishPacket::new(will.topic, will.payload, QoS::AtLeastOnce).with_retain(will.retain);
-        self.hub.router.route_message_with_deadline(&packet, None, Instant::now()).await;
+    /// The last will, if it applies. mqtt5 sends wills as well, but only within the device's own router,
+    /// where nobody may read them.
+    async fn last_will(&self) -> Option<BrokerEvent> {
+        let applies = self.connected.load(Ordering::SeqCst)
+            && !self.said_goodbye.load(Ordering::SeqCst)
+            && !self.is_mute();
+        let will = self.will.lock().take().filter(|_| applies)?;
+        let (device, channel) = topics::parse(&will.topic)?;
+        let payload = Bytes::from(will.payload);
+        let stored =
+            PublishPacket::new(will.topic, payload.clone(), QoS::AtLeastOnce).with_retain(will.retain);
+        self.hub.routes.keep(&stored).await;
+        Some(BrokerEvent::Message { device, channel, payload, retained: false })
     }
 
-    async fn say_farewell(self: &Arc<Self>) {
+    async fn say_farewell(self: &Arc<Self>, will: Option<BrokerEvent>) {
         let Ok(permits) = self.hub.events.reserve_many(2).await else { return };
         let said_goodbye = self.said_goodbye.load(Ordering::SeqCst);
         let device = self.identity().clone();
-        let will = self.will.lock().take().filter(|_| !said_goodbye && !self.is_mute());
-        let will = will.and_then(|will| {
-            let (device, channel) = topics::parse(&will.topic)?;
-            let payload = Bytes::from(will.payload);
-            Some(BrokerEvent::Message { device, channel, payload, retained: false })
-        });
         let reason = self.reason.get().copied().unwrap_or(if said_goodbye {
             DisconnectReason::Client
         } else {
@@ -254,7 +261,7 @@ impl Session {
         if matches!(channel, Channel::Reported | Channel::Presence) {
             let packet = PublishPacket::new(&*publish.topic, publish.payload.clone(), QoS::AtLeastOnce)
                 .with_retain(publish.retain);
-            self.hub.router.route_message_with_deadline(&packet, Some(device.as_str()), Instant::now()).await;
+            self.hub.routes.keep(&packet).await;
         }
         let event = BrokerEvent::Message {
             device: device.clone(),
@@ -271,6 +278,7 @@ impl Session {
     }
 
     async fn announce(self: &Arc<Self>) {
+        self.connected.store(true, Ordering::SeqCst);
         if is_controller(self.identity()) {
             return;
         }
@@ -307,7 +315,7 @@ impl AuthProvider for Hooks {
 
     /// Topics were checked before: a will's at CONNECT, a publish's in the hook below.
     fn authorize_publish<'a>(&'a self, _: &str, _: Option<&'a str>, _: &'a str) -> Answer<'a, bool> {
-        Box::pin(async move { !self.0.is_mute() })
+        Box::pin(std::future::ready(true))
     }
 
     fn authorize_subscribe<'a>(&'a self, _: &str, _: Option<&'a str>, filter: &'a str) -> Answer<'a, bool> {
