@@ -2,12 +2,13 @@
 
 use crate::{
     device::{Device, Dial, PATIENCE, Raw, subscribe_packet},
-    home::{Home, id, resident},
+    home::{Home, embedded_params, id, resident},
+    pki::Pki,
     server_process::ServerProcess,
 };
 use edgefleet_controller::broker::{BrokerEvent, DisconnectReason, Message, Qos};
-use edgefleet_shared::topics::Channel;
-use std::time::Instant;
+use edgefleet_shared::topics::{Channel, TRUST_HEAD};
+use std::{sync::Arc, time::Instant};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 fn topic(device: &str, channel: Channel) -> String {
@@ -54,6 +55,23 @@ async fn events_tell_who_came_and_how_they_left() {
     Device::connect(&home, "dev-1").await.vanish().await;
     let lost = left(true, DisconnectReason::Network);
     home.until("loss", |event| *event == lost).await;
+}
+
+#[tokio::test]
+async fn swapped_tls_settings_serve_the_next_handshake_and_spare_live_sessions() {
+    let (mut tls, next_ca) = (None, Pki::new());
+    let mut home = Home::embedded_with(|params| tls = Some(Arc::clone(&params.tls))).await;
+    let mut old = Device::connect(&home, "dev-1").await;
+    let server = next_ca.issue("server", "localhost", 3_600);
+    let scratch = tempfile::tempdir().unwrap();
+    let next = embedded_params(&next_ca, &server, scratch.path()).tls.load_full();
+    tls.unwrap().store(next);
+    assert!(Device::connect_as(&home, "dev-2", &home.pki.device("dev-2")).await.is_err());
+    let old_ca = std::mem::replace(&mut home.pki, next_ca);
+    Device::connect(&home, "dev-3").await;
+    assert!(Device::connect_as(&home, "dev-2", &old_ca.device("dev-2")).await.is_err());
+    old.publish(&topic("dev-1", Channel::Reply), "alive").await.unwrap();
+    home.message("dev-1", Channel::Reply).await;
 }
 
 #[tokio::test]
@@ -242,6 +260,7 @@ async fn retained_messages_survive_kill_9() {
     for n in 0..50 {
         process.retain(&topic(&format!("dev-{n}"), Channel::Desired), &format!("generation {n}"));
     }
+    process.retain(TRUST_HEAD, "version 7");
     device.publish_retained(&topic("dev-0", Channel::Reported), "mine").await;
     process.kill();
     let process = ServerProcess::start(&home.pki, &server, dir.path());
@@ -252,6 +271,8 @@ async fn retained_messages_survive_kill_9() {
         device.subscribe(&topic(&name, Channel::Desired)).await;
         let stored = device.messages_until(&topic(&name, Channel::Desired)).await;
         assert_eq!(stored[0].1, format!("generation {n}"));
+        device.subscribe(TRUST_HEAD).await;
+        assert_eq!(device.messages_until(TRUST_HEAD).await[0].1, "version 7");
     }
     let mut debugger = Device::connect(&home, "controller-debug").await;
     debugger.subscribe(&Channel::Reported.of_all()).await;

@@ -48,5 +48,6 @@ contract! {
     a_second_connection_takes_over
     blocks_of_128_kib_pass_both_ways
     a_slow_consumer_costs_bounded_memory
+    retained_messages_wait_for_their_reader_until_cleared
     eight_devices_publish_at_once
 }

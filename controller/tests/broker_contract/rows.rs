@@ -441,3 +441,26 @@ pub async fn eight_devices_publish_at_once(home: &mut Home) {
         assert!(task.await.unwrap().is_connected());
     }
 }
+
+pub async fn retained_messages_wait_for_their_reader_until_cleared(home: &mut Home) {
+    let desired = topic("dev-1", Channel::Desired);
+    let read = async |home: &Home| {
+        let mut device = Device::connect(home, "dev-1").await;
+        for filter in [&topic("dev-1", Channel::Command), &desired, TRUST_HEAD] {
+            assert!(device.subscribe(filter).await);
+        }
+        let mut seen = received_before_fence(home, &mut device, "dev-1").await;
+        seen.sort();
+        device.say_goodbye().await;
+        seen
+    };
+    for payload in ["old", "new"] {
+        home.publish(&desired, payload, true).await;
+        home.publish(TRUST_HEAD, payload, true).await;
+    }
+    assert_eq!(read(home).await, [desired.clone(), TRUST_HEAD.to_owned()]);
+    home.publish(&desired, "", true).await;
+    assert_eq!(read(home).await, [TRUST_HEAD]);
+    // Mosquitto hands the controller's own messages to devices only.
+    assert!(home.payloads().is_empty());
+}
