@@ -1,1 +1,2 @@
 //! Controller.
+pub mod store;
