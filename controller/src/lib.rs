@@ -1,2 +1,3 @@
 //! Controller.
+pub mod blobs;
 pub mod store;

@@ -272,7 +272,7 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
-mod disk_full_tests;
+pub(crate) mod disk_full_tests;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
