@@ -1,6 +1,7 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
 pub mod assignments;
+pub mod blobs;
 pub mod broker;
 pub mod clock;
 pub mod desired;
