@@ -1,3 +1,4 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
 pub mod clock;
+pub mod registry;
