@@ -8,6 +8,8 @@ pub mod desired;
 pub mod driver;
 pub mod ingest;
 pub mod link;
+pub mod registry;
+pub mod signing;
 pub mod store;
 pub mod transfer;
 pub mod api;
