@@ -92,7 +92,11 @@ impl OnlineKey {
         self.seal(COMMAND_TYPE, command).await
     }
 
-    async fn seal<T: Serialize + Sync>(&self, payload_type: &str, document: &T) -> Result<Vec<u8>, SignerError> {
+    async fn seal<T: Serialize + Sync>(
+        &self,
+        payload_type: &str,
+        document: &T,
+    ) -> Result<Vec<u8>, SignerError> {
         let payload =
             serde_json::to_vec(document).map_err(|e| SignerError::Document { reason: e.to_string() })?;
         let sig = self.signer.sign(&pre_authentication(payload_type, &payload)).await?;
