@@ -15,7 +15,10 @@ pub(super) const DEVICE: Kind = Kind::new("device");
 
 /// Disk limits that never refuse: the disk of the machine is not what is tested.
 pub(super) fn config(dir: &Path) -> SledConfig {
-    SledConfig { disk: DiskLimits { max_used_percent: 100, enough_free_bytes: 0 }, ..SledConfig::new(dir) }
+    SledConfig {
+        disk: DiskLimits { min_free_bytes: 0, max_used_percent: 100, enough_free_bytes: 0 },
+        ..SledConfig::new(dir)
+    }
 }
 
 struct SledHome {
