@@ -28,7 +28,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -45,6 +45,8 @@ pub use space::DiskLimits;
 /// Jobs that may wait for the commit thread before callers wait to hand theirs over.
 const QUEUE: usize = 1_024;
 
+/// How long opening waits for another process before it says that there is one.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// A write that takes longer than this will not come back.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
@@ -203,10 +205,17 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     fs::create_dir_all(dir).map_err(trouble)?;
     let file =
         File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(trouble)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(trouble(error)),
+    // A process that is just ending, or a child of it between fork and exec, lets go in a moment.
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(trouble(error)),
+        }
     }
 }
 
