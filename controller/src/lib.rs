@@ -5,6 +5,7 @@ pub mod assignments;
 pub mod blobs;
 pub mod broker;
 pub mod clock;
+pub mod commands;
 pub mod desired;
 pub mod driver;
 pub mod fleet;
