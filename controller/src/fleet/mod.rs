@@ -22,7 +22,7 @@ pub mod data_dir;
 pub mod devices;
 mod enroll;
 mod error;
-mod index;
+pub mod index;
 pub mod invites;
 pub mod roles;
 pub mod secret;
