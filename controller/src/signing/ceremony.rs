@@ -55,7 +55,9 @@ pub struct NewTrustSet {
 /// Why no keys were made.
 #[derive(Debug, thiserror::Error)]
 pub enum CeremonyError {
-    #[error("{threshold} of {keys} {role} signatures cannot be: the threshold is 1 to the number of keys, of which at most {MAX_KEYS} are allowed")]
+    #[error(
+        "{threshold} of {keys} {role} signatures cannot be: the threshold is 1 to the number of keys, of which at most {MAX_KEYS} are allowed"
+    )]
     Threshold { role: RoleName, keys: usize, threshold: usize },
     #[error("`{name}` is no name for a publisher; use lower-case letters, digits and `-`, each name once")]
     Name { name: String },
@@ -84,7 +86,10 @@ pub fn new_trust(out: &Path, wanted: &NewTrust, now: Timestamp) -> Result<NewTru
     }
     for (index, name) in wanted.publishers.iter().enumerate() {
         let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > 64 || !name.chars().all(sound) || wanted.publishers[..index].contains(name)
+        if name.is_empty()
+            || name.len() > 64
+            || !name.chars().all(sound)
+            || wanted.publishers[..index].contains(name)
         {
             return Err(CeremonyError::Name { name: name.clone() });
         }
@@ -104,7 +109,8 @@ pub fn new_trust(out: &Path, wanted: &NewTrust, now: Timestamp) -> Result<NewTru
         key_file::write_public(&path.with_extension("pub"), &key.public(), &name)?;
         Ok((path, key))
     };
-    let trust: Vec<_> = (1..=wanted.trust_keys).map(|n| make(format!("trust-{n}"))).collect::<Result<_, _>>()?;
+    let trust: Vec<_> =
+        (1..=wanted.trust_keys).map(|n| make(format!("trust-{n}"))).collect::<Result<_, _>>()?;
     let publishers: Vec<_> =
         wanted.publishers.iter().map(|name| make(format!("publisher-{name}"))).collect::<Result<_, _>>()?;
     let controller = key_file::create_private(&key_path(&server, RoleName::Controller))?;

@@ -25,7 +25,9 @@ pub enum KeyFileError {
     Form { path: PathBuf, source: KeyError },
     #[error("could not make a key")]
     Generate { source: KeyError },
-    #[error("`{text}` is no public key; write `{PUBLIC_PREFIX} BASE64`, the base64 alone, or name a .pub file")]
+    #[error(
+        "`{text}` is no public key; write `{PUBLIC_PREFIX} BASE64`, the base64 alone, or name a .pub file"
+    )]
     Public { text: String },
 }
 

@@ -4,17 +4,16 @@
 //! their own, `merge` puts the signatures together and checks them as every device will.
 
 use super::chain::TrustChain;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use edgefleet_shared::{
     ids::ModelName,
     time::Timestamp,
     trust::{
-        Envelope, KeyId, PublicKey, RoleName, SigningKey, Trust, TrustError,
-        documents::Role,
+        Envelope, KeyId, PublicKey, RoleName, SigningKey, Trust, TrustError, documents::Role,
         envelope::TRUST_TYPE,
     },
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use std::{collections::BTreeMap, time::Duration};
 
 const ROLES: [RoleName; 3] = [RoleName::Trust, RoleName::Publisher, RoleName::Controller];
@@ -66,7 +65,10 @@ pub struct SignatureStatus {
 impl std::fmt::Display for SignatureStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ((old, old_of), (new, new_of)) = (self.old, self.new);
-        write!(f, "{old} of {old_of} signatures by the present trust keys, {new} of {new_of} by the next ones")
+        write!(
+            f,
+            "{old} of {old_of} signatures by the present trust keys, {new} of {new_of} by the next ones"
+        )
     }
 }
 
@@ -169,11 +171,7 @@ pub fn read_request(raw: &[u8]) -> Result<(Envelope, Trust), ProposalError> {
 /// # Errors
 /// [`ProposalError::NoSay`] if the key is in the trust role neither of `current` (if known) nor of the request;
 /// without `current`, a key that is leaving cannot be told from a foreign one and is accepted.
-pub fn sign(
-    envelope: &mut Envelope,
-    key: &SigningKey,
-    current: Option<&Trust>,
-) -> Result<(), ProposalError> {
+pub fn sign(envelope: &mut Envelope, key: &SigningKey, current: Option<&Trust>) -> Result<(), ProposalError> {
     let (_, next) = read_request(&envelope.to_bytes())?;
     let id = key.public().id();
     if let Some(current) = current

@@ -108,7 +108,11 @@ mod tests {
         assert_eq!((second.signers.len(), second.extended), (2, true));
         assert_eq!(second.release.issued, at(10), "the signed document is still the first one");
         let other = sign(&manifest("v2"), Some(&second.envelope), &[key()], at(30)).unwrap();
-        assert_eq!((other.signers.len(), other.extended), (1, false), "signatures never move to another manifest");
+        assert_eq!(
+            (other.signers.len(), other.extended),
+            (1, false),
+            "signatures never move to another manifest"
+        );
     }
 
     #[test]

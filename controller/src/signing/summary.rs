@@ -75,7 +75,9 @@ pub fn summarize(trust: &Trust, digest: EnvelopeDigest, here: &[KeyId], now: Tim
     if expires_in_days < 0 {
         warnings.push("trust has expired: devices keep running but install nothing; renew with `edgefleet trust propose --renew`".to_owned());
     } else if expires_in_days < SOON_DAYS {
-        warnings.push(format!("trust expires in {expires_in_days} days; renew with `edgefleet trust propose --renew`"));
+        warnings.push(format!(
+            "trust expires in {expires_in_days} days; renew with `edgefleet trust propose --renew`"
+        ));
     }
     for role in &roles {
         let reachable = role.keys.iter().filter(|key| key.on_controller).count();
