@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod ingest;
 pub mod link;
 pub mod registry;
+pub mod server;
 pub mod signing;
 pub mod store;
 pub mod transfer;

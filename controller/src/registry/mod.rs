@@ -1,7 +1,8 @@
 //! Models and their bundles: from a folder on a laptop to something a device may fetch.
 //!
 //! [`source`] and [`builder`] work on files alone and are what the command line uses; [`onnx`] and [`init`] start
-//! a folder; [`probe`] asks the agent's own engine, in a child process, what a device would say.
+//! a folder; [`probe`] asks the agent's own engine, in a child process, what a device would say. [`Registry`] is the
+//! server's side: it takes pushes, keeps records and says what devices may fetch.
 
 pub mod builder;
 mod golden_json;
@@ -9,7 +10,13 @@ pub mod init;
 mod mistakes;
 pub mod onnx;
 pub mod probe;
+mod push_error;
+pub mod record;
+mod service;
 pub mod source;
 mod toml_reader;
 
 pub use mistakes::{Mistakes, SourceMistake};
+pub use push_error::PushError;
+pub use record::{BundleRecord, ModelSummary};
+pub use service::{Push, PushOutcome, Pushed, Pusher, Registry, RegistryParts};
