@@ -6,7 +6,7 @@
 //! `DefaultBodyLimit` layer around themselves; everybody else's bodies end at [`MAX_BODY_BYTES`].
 
 pub mod access;
-mod commands;
+pub mod commands;
 mod device_routes;
 mod devices;
 pub mod extract;
@@ -19,10 +19,10 @@ pub mod peer;
 mod people;
 pub mod problem;
 mod range;
-mod rollouts;
+pub mod rollouts;
 mod spec;
 mod system;
-mod telemetry;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod views;

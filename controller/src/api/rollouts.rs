@@ -99,12 +99,17 @@ async fn start_rollout(
         let detail = format!("`probation_secs` is {}, at most {MAX_PROBATION_SECS}", new.probation_secs);
         return Err(Problem::bad_request("probation-too-long", detail));
     }
-    let release = operations.registry.release_of(&new.bundle).await?;
+    let found = operations.registry.find(&new.bundle).await.map_err(FleetError::from)?;
+    let Some(record) = found else {
+        let detail = format!("there is no bundle {}", new.bundle);
+        return Err(Problem::not_found("bundle-unknown", detail)
+            .hint("see what there is with `edgefleet model list`"));
+    };
     let request = AssignRequest {
         slot: new.slot.unwrap_or_else(|| (&new.bundle.model).into()),
         bundle: new.bundle,
-        release: release.digest,
-        release_size: release.size,
+        release: record.release,
+        release_size: record.release_size,
         selectors: new.selectors,
         probation_secs: new.probation_secs,
         supersede: new.supersede,
@@ -177,10 +182,8 @@ impl From<AssignError> for Problem {
         match error {
             AssignError::NobodySelected { .. } => Self::new(StatusCode::CONFLICT, "nobody-selected", detail)
                 .hint("see what a selector selects with `edgefleet device list --select SELECTOR`"),
-            AssignError::Unconfirmed { .. } => {
-                Self::new(StatusCode::CONFLICT, "confirmation-needed", detail)
-                    .hint("look at the number, then repeat with `--yes` (`confirmed` in the API)")
-            }
+            AssignError::Unconfirmed { .. } => Self::new(StatusCode::CONFLICT, "confirmation-needed", detail)
+                .hint("look at the number, then repeat with `--yes` (`confirmed` in the API)"),
             AssignError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "rollout-conflict", detail)
                 .hint("wait for it, or replace it with `--supersede`"),
             AssignError::NoSuchRollout { .. } => Self::not_found("rollout-unknown", detail),
@@ -198,8 +201,7 @@ mod tests {
     #[test]
     fn rollout_ids_sort_by_time() {
         let now = Timestamp::from_secs(1_795_417_490);
-        let ids: Vec<_> =
-            (0..5).map(|n| rollout_id(now + Duration::from_secs(n * 60)).unwrap()).collect();
+        let ids: Vec<_> = (0..5).map(|n| rollout_id(now + Duration::from_secs(n * 60)).unwrap()).collect();
         assert!(ids.is_sorted(), "{ids:?}");
     }
 }

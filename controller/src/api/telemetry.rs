@@ -134,11 +134,7 @@ async fn bundle_telemetry(
         infer_ms: LatencyView::of(&sum.latency.infer),
         queue_ms: LatencyView::of(&sum.latency.queue),
         accuracy: labels.accuracy(),
-        labels: LabelsView {
-            matched: labels.matched,
-            correct: labels.correct,
-            unmatched: labels.unmatched,
-        },
+        labels: LabelsView { matched: labels.matched, correct: labels.correct, unmatched: labels.unmatched },
         counts: sum.counts,
         classes: sum.classes,
         buckets,

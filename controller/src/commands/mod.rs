@@ -67,7 +67,7 @@ impl Commands {
         };
         let message = Message {
             topic: Channel::Command.of(device),
-            payload: self.key.sign_command(&command).await?.into(),
+            payload: self.key.sign_command(&command)?.into(),
             retain: false,
             qos: Qos::AtLeastOnce,
         };

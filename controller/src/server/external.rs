@@ -46,7 +46,9 @@ impl Control {
     async fn announce(&self) -> Result<(), Source> {
         self.write_list().await?;
         let Some(command) = &self.reload else {
-            tracing::warn!("the revocation list was written; without --broker-reload the broker must be told by hand");
+            tracing::warn!(
+                "the revocation list was written; without --broker-reload the broker must be told by hand"
+            );
             return Ok(());
         };
         let status = tokio::process::Command::new("sh").args(["-c", command]).status().await?;
@@ -73,7 +75,7 @@ pub(super) fn client(identity: &Identity) -> ClientIdentity {
 }
 
 /// The common name in the controller's own certificate: its identity at the broker.
-pub(super) fn controller_name(identity: &Identity) -> anyhow::Result<DeviceId> {
+pub fn controller_name(identity: &Identity) -> anyhow::Result<DeviceId> {
     let leaf = identity.chain.first().ok_or_else(|| anyhow::anyhow!("the controller has no certificate"))?;
     let (_, certificate) = x509_parser::parse_x509_certificate(leaf)?;
     let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());

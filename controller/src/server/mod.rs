@@ -6,6 +6,7 @@ mod metrics;
 mod notify;
 mod options;
 
+pub use external::controller_name;
 pub use options::{Addresses, BrokerChoice, ServeOptions};
 
 use crate::{
@@ -33,7 +34,8 @@ use crate::{
     registry::{Registry, RegistryParts, probe::Prober},
     signing::setup,
     store::{
-        FleetStore, Health, audit::AuditLog,
+        FleetStore, Health,
+        audit::AuditLog,
         sled_home::{OpenOutcome, SledConfig, SledStore},
     },
     transfer::BlockServer,
@@ -66,9 +68,8 @@ const REPLIES: usize = 1_024;
 pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     let data = DataDir::open(&options.data)?;
     let dir = data.path();
-    let (store, outcome) = SledStore::open(SledConfig::new(data.store()))
-        .await
-        .context("could not open the fleet's state")?;
+    let (store, outcome) =
+        SledStore::open(SledConfig::new(data.store())).await.context("could not open the fleet's state")?;
     if outcome != OpenOutcome::Clean {
         tracing::warn!(?outcome, "store.open");
     }
@@ -170,7 +171,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         blobs: blobs.clone(),
         metrics: own_metrics,
         ready: vec![],
-        more: api::parts(operations, registry, keys.trust.clone()),
+        more: vec![api::operations::routes(operations)],
     })?;
     if fleet.ensure_admin(&data.admin_token()).await?.is_some() {
         println!("Made the first administrator's token: {}", data.admin_token().display());
@@ -229,8 +230,7 @@ impl Tls {
         let identity = ca.server();
         let https = api::https::server_config(&identity, ca, clock::wall())?;
         let time = Arc::new(ClockTime(clock::wall()));
-        let mqtt =
-            mqtt_server_config(identity.chain.clone(), identity.key.clone_key(), roots(ca)?, time)?;
+        let mqtt = mqtt_server_config(identity.chain.clone(), identity.key.clone_key(), roots(ca)?, time)?;
         Ok((https, mqtt))
     }
     fn renew(&self, ca: &Ca) -> anyhow::Result<()> {
@@ -276,7 +276,11 @@ async fn start_broker(
         }
         BrokerChoice::External { host, port, reload } => {
             let control = external::Control::new(fleet.clone(), ca.clone(), dir, reload.clone());
-            control.write_list().await.context("could not write the revocation list")?;
+            control
+                .write_list()
+                .await
+                .map_err(anyhow::Error::from_boxed)
+                .context("could not write the revocation list")?;
             let own = ca.controller();
             let (broker, events) = ExternalBroker::start(ExternalParams {
                 host: host.clone(),

@@ -3,7 +3,6 @@
 //! Signing blocks: a file's key takes microseconds; a remote one bounds its own wait.
 
 use super::key_file::{self, KeyFileError};
-use crate::desired::Seal;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
     desired::Desired,
@@ -107,11 +106,5 @@ impl OnlineKey {
             signatures: vec![signature],
         };
         Ok(envelope.to_bytes())
-    }
-}
-
-impl Seal for OnlineKey {
-    fn seal(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>, String> {
-        self.sign_payload(payload_type, payload).map_err(|e| e.to_string())
     }
 }

@@ -1,7 +1,6 @@
 //! The controller's copy of the chain: files on disk, the newest version in memory, a signal on change.
 
 use super::{chain::TrustChain, durable};
-use crate::link::TrustInfo;
 use bytes::Bytes;
 use edgefleet_shared::{
     digest::EnvelopeDigest,
@@ -155,13 +154,6 @@ impl TrustStore {
     /// Tells when the head moved; holds the present one from the start.
     pub fn subscribe(&self) -> watch::Receiver<TrustHead> {
         self.head.subscribe()
-    }
-}
-
-impl TrustInfo for TrustStore {
-    fn head(&self) -> (u64, EnvelopeDigest) {
-        let head = self.head.borrow();
-        (head.version, head.digest)
     }
 }
 
