@@ -1,5 +1,57 @@
-//! The command line: one noun, one verb.
+//! The command line: one noun, one verb. Data goes to standard output, everything else to standard
+//! error; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 pub mod broker;
 pub mod demo;
+pub mod failure;
 pub mod serve;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Owns a fleet of devices that infer: identity, models, assignments, telemetry.
+#[derive(Debug, Parser)]
+#[command(name = "edgefleet", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Start with:
+  edgefleet serve --data ./fleet      the controller; its first start makes everything
+  edgefleet device invite             a join code for `edgefleet-agent enroll CODE`
+  edgefleet demo                      all of it on this machine")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    #[command(subcommand)]
+    Broker(broker::BrokerCommand),
+}
+
+/// Runs the program's command line.
+pub fn main() -> ExitCode {
+    // One provider in the tree; whoever asks for the default one gets it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("EDGEFLEET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&error.into()),
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => args.run().await,
+        Command::Demo(args) => args.run().await,
+        Command::Broker(command) => command.run(),
+    }
+}
