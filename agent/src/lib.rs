@@ -1,7 +1,9 @@
 //! edgefleet-agent: serves ONNX models on a device and keeps them current, safely.
 
 pub mod clock;
+pub mod config;
 pub mod engine;
+pub mod facts;
 pub mod identity;
 pub mod link;
 pub mod monitor;
