@@ -9,6 +9,8 @@ pub mod folder;
 pub mod https;
 pub mod renew;
 pub mod signer;
+#[cfg(test)]
+pub(crate) mod test_server;
 pub mod time;
 pub mod tls;
 

@@ -23,7 +23,7 @@ async fn victim() {
     let (outbox, _) = Outbox::open(Path::new(path), boot(round), Bounds::default()).unwrap();
     println!("open");
     for n in 0u64.. {
-        let group = (0..8).map(|i| outbox.append(labels(n * 8 + i)));
+        let group = (0..16).map(|i| outbox.append(labels(n * 16 + i)));
         for seq in futures::future::join_all(group).await {
             println!("kept {}", seq.unwrap());
         }
@@ -53,7 +53,7 @@ async fn nothing_acknowledged_is_lost_over_fifty_kills() {
             .spawn()
             .unwrap();
         // Killed after a number of lines that differs from round to round: 0 is while it opens.
-        let lines = usize::from(round) * 7 % 90;
+        let lines = usize::from(round) * 7 % 150;
         let mut reader = BufReader::new(child.stdout.take().unwrap());
         let mut seen = 0;
         let mut line = String::new();
@@ -130,8 +130,9 @@ async fn a_full_disk_refuses_records_counts_them_and_recovers_when_there_is_room
     let path = disk.0.path().join("outbox");
     let (outbox, _) = Outbox::open(&path, boot(1), Bounds::default()).unwrap();
     for n in 0..50 {
-        outbox.append(labels(n)).await.unwrap();
+        outbox.append_soon(labels(n)).unwrap();
     }
+    outbox.flush().await;
     let filler = disk.0.path().join("filler");
     std::process::Command::new("dd")
         .args(["if=/dev/zero", "bs=4k", &format!("of={}", filler.display())])
