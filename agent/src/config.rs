@@ -87,7 +87,11 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("probe.timeout", "120s", "time a bundle under test may take"),
     ("outbox.records", "20000", "telemetry records kept while offline"),
     ("outbox.bytes", "16MiB", "bytes of telemetry kept while offline"),
-    ("log.level", "info", "error, warn, info, debug or trace, or a filter such as `info,edgefleet_agent::link=debug`"),
+    (
+        "log.level",
+        "info",
+        "error, warn, info, debug or trace, or a filter such as `info,edgefleet_agent::link=debug`",
+    ),
     ("log.format", "text", "text or json"),
 ];
 
@@ -141,7 +145,8 @@ impl Raw {
                 Ok(text) => text,
             },
         };
-        let line_of = |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+        let line_of =
+            |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
         let (table, errors) = DeTable::parse_recoverable(&text);
         for error in errors {
             fail(line_of(error.span().map_or(0, |span| span.start)), error.message().to_owned());
@@ -166,7 +171,9 @@ impl Raw {
                         let origin = Origin::File { path: path.to_owned(), line };
                         self.0.insert(key, (text, origin));
                     }
-                    (Some(key), None) => fail(line, format!("`{key}` must be text, a whole number or true/false")),
+                    (Some(key), None) => {
+                        fail(line, format!("`{key}` must be text, a whole number or true/false"))
+                    }
                     (None, _) => fail(line, unknown(&key)),
                 }
             }

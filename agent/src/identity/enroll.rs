@@ -83,11 +83,15 @@ impl EnrollError {
             }
             Self::Clock { .. } => "set this device's clock, or the controller's if that one is wrong".into(),
             Self::Refused { code, .. } => match code.as_str() {
-                code if code.contains("expired") => "the invite has expired: make a new one with `edgefleet device invite`",
+                code if code.contains("expired") => {
+                    "the invite has expired: make a new one with `edgefleet device invite`"
+                }
                 code if code.contains("used") || code.contains("exhausted") || code.contains("budget") => {
                     "the invite was used up: make a new one with `edgefleet device invite --uses N`"
                 }
-                code if code.contains("revoked") => "the invite was revoked: ask whoever runs the fleet for another",
+                code if code.contains("revoked") => {
+                    "the invite was revoked: ask whoever runs the fleet for another"
+                }
                 _ => "make a new invite with `edgefleet device invite`",
             }
             .into(),
@@ -97,7 +101,9 @@ impl EnrollError {
             Self::NotApproved { .. } => {
                 "approve it with `edgefleet device approve`, then run the same command again".into()
             }
-            Self::Signer(_) | Self::Tls(_) => "report this together with the output of `edgefleet-agent version`".into(),
+            Self::Signer(_) | Self::Tls(_) => {
+                "report this together with the output of `edgefleet-agent version`".into()
+            }
             Self::Folder(_) => "check owner, permissions and free space of the data directory".into(),
         }
     }
@@ -225,7 +231,8 @@ pub(super) fn refusal(status: StatusCode, body: &[u8]) -> (String, String) {
         StatusCode::GONE => "expired".into(),
         _ => String::new(),
     };
-    let message = message.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+    let message =
+        message.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
     (code, message.chars().take(400).collect())
 }
 
@@ -255,11 +262,9 @@ fn check(
         ca_pin: code.ca_pin,
         trust_pin: code.trust_pin,
     };
-    let identity =
-        Identity { controller, signer, certificate: enrolled.certificate, ca: enrolled.ca, trust };
-    let chain: DeviceTrust = identity
-        .first_trust()
-        .map_err(|source| EnrollError::Trust { url: code.url.clone(), source })?;
+    let identity = Identity { controller, signer, certificate: enrolled.certificate, ca: enrolled.ca, trust };
+    let chain: DeviceTrust =
+        identity.first_trust().map_err(|source| EnrollError::Trust { url: code.url.clone(), source })?;
     clock.raise(chain.floor);
     identity.tls(clock)?; // a certificate that TLS cannot use is found now, not at the first start
     Ok(identity)

@@ -31,10 +31,7 @@ fn chain() -> Vec<Vec<u8>> {
             floors: BTreeMap::new(),
         }
     };
-    vec![
-        seal(TRUST_TYPE, &document(1, &old), &[&old]),
-        seal(TRUST_TYPE, &document(2, &new), &[&old, &new]),
-    ]
+    vec![seal(TRUST_TYPE, &document(1, &old), &[&old]), seal(TRUST_TYPE, &document(2, &new), &[&old, &new])]
 }
 
 struct Controller {
@@ -55,7 +52,8 @@ async fn controller(pending: u64, change: fn(&mut Enrolled)) -> Controller {
             assert_eq!(path, "/api/v1/enroll");
             let request: EnrollRequest = serde_json::from_slice(body).unwrap();
             if request.secret != "s3cret" {
-                let error = br#"{"error":{"code":"invite-used-up","message":"invite inv-1 was used 1 of 1 times"}}"#;
+                let error =
+                    br#"{"error":{"code":"invite-used-up","message":"invite inv-1 was used 1 of 1 times"}}"#;
                 return (StatusCode::FORBIDDEN, error.to_vec());
             }
             let answer = if asked.fetch_add(1, Ordering::Relaxed) < pending {
@@ -109,7 +107,10 @@ async fn a_device_enrols_once_and_again_only_by_force_with_the_same_key() {
     let identity = try_enroll(&controller, &options(dir.path())).await.unwrap();
     assert_eq!(identity.first_trust().unwrap().trust.version, 2);
     let read = load(dir.path()).unwrap().unwrap();
-    assert_eq!((read.controller, &read.certificate, &read.trust), (identity.controller.clone(), &identity.certificate, &identity.trust));
+    assert_eq!(
+        (read.controller, &read.certificate, &read.trust),
+        (identity.controller.clone(), &identity.certificate, &identity.trust)
+    );
     let key = dir.path().join("identity/key.pem");
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::metadata(dir.path().join("identity")).unwrap().permissions().mode() & 0o777, 0o700);
@@ -224,8 +225,7 @@ async fn renewal_shows_the_certificate_while_it_lives_and_sends_it_along_once_it
                 let request: RenewRequest = serde_json::from_slice(body).unwrap();
                 let wanted = if expired { "/api/v1/renew-expired" } else { "/api/v1/device/renew" };
                 assert_eq!((path, shown, request.certificate.is_some()), (wanted, !expired, expired));
-                let answer =
-                    RenewResponse { certificate: ca.sign("dev-7", &request.csr), ca: ca.ca_pem() };
+                let answer = RenewResponse { certificate: ca.sign("dev-7", &request.csr), ca: ca.ca_pem() };
                 (StatusCode::OK, serde_json::to_vec(&answer).unwrap())
             })
             .await;

@@ -64,7 +64,8 @@ pub fn load(data: &Path) -> Result<Option<Identity>, FolderError> {
     let (new, old) = (with_suffix(&place, ".new"), with_suffix(&place, ".old"));
     if !place.exists() {
         // controller.json is written last: a folder that has it is whole.
-        let Some(whole) = [new, old].into_iter().find(|folder| folder.join("controller.json").exists()) else {
+        let Some(whole) = [new, old].into_iter().find(|folder| folder.join("controller.json").exists())
+        else {
             return Ok(None);
         };
         fs::rename(&whole, &place)
@@ -75,12 +76,10 @@ pub fn load(data: &Path) -> Result<Option<Identity>, FolderError> {
         let path = place.join(name);
         let bytes = read_bounded(&path, MAX_FILE_BYTES)
             .map_err(|source| FolderError::Read { path: path.clone(), source })?;
-        String::from_utf8(bytes)
-            .map_err(|_| FolderError::Damaged { path, reason: "it is not UTF-8".into() })
+        String::from_utf8(bytes).map_err(|_| FolderError::Damaged { path, reason: "it is not UTF-8".into() })
     };
-    let controller: ControllerFile = serde_json::from_str(&text("controller.json")?).map_err(|e| {
-        FolderError::Damaged { path: place.join("controller.json"), reason: e.to_string() }
-    })?;
+    let controller: ControllerFile = serde_json::from_str(&text("controller.json")?)
+        .map_err(|e| FolderError::Damaged { path: place.join("controller.json"), reason: e.to_string() })?;
     let mut trust = Vec::new();
     loop {
         let path = place.join("trust").join(format!("{}.json", trust.len() + 1));
@@ -117,8 +116,8 @@ pub(super) fn prepare(data: &Path, reuse: Option<&Path>) -> Result<(PathBuf, Fil
             .map_err(|source| FolderError::Read { path: old.to_owned(), source })?;
         replace(&path, &pem, 0o600).map_err(written(path.clone()))?;
     } else if !path.exists() {
-        let pem = FileSigner::generate_pem()
-            .map_err(|source| FolderError::Key { path: path.clone(), source })?;
+        let pem =
+            FileSigner::generate_pem().map_err(|source| FolderError::Key { path: path.clone(), source })?;
         replace(&path, pem.as_bytes(), 0o600).map_err(written(path.clone()))?;
     }
     let pem = read_bounded(&path, MAX_FILE_BYTES)

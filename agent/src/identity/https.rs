@@ -84,9 +84,11 @@ async fn exchange(
 ) -> Result<(StatusCode, Bytes), HttpsError> {
     let named = || host.to_owned();
     let broke = |reason: String| HttpsError::Exchange { host: named(), port, reason };
-    let tcp = TcpStream::connect((host, port))
-        .await
-        .map_err(|source| HttpsError::Connect { host: named(), port, source })?;
+    let tcp = TcpStream::connect((host, port)).await.map_err(|source| HttpsError::Connect {
+        host: named(),
+        port,
+        source,
+    })?;
     tcp.set_nodelay(true).ok(); // slower at worst
     let tls = TlsConnector::from(config.clone())
         .connect(name, tcp)

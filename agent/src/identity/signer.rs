@@ -1,13 +1,13 @@
 //! The device's key behind one narrow door, so that a TPM or secure element can take its place.
 
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
 use rustls::{
     SignatureAlgorithm, SignatureScheme,
     pki_types::{PrivatePkcs8KeyDer, pem::PemObject},
     sign::{Signer, SigningKey},
-};
-use ring::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use std::{fmt, sync::Arc};
 

@@ -77,7 +77,8 @@ pub fn enrolled(
     Ok(Arc::new(match chain {
         None => builder.with_no_client_auth(),
         Some((pem, signer)) => {
-            let key = CertifiedKey::new(certificates(pem, "the device certificate")?, Arc::new(ForTls(signer)));
+            let key =
+                CertifiedKey::new(certificates(pem, "the device certificate")?, Arc::new(ForTls(signer)));
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
         }
     }))
@@ -96,7 +97,10 @@ impl PinMissed {
 ///
 /// # Errors
 /// [`TlsError::Config`].
-pub fn pinned(pin: BlobDigest, clock: &Arc<TrustedClock>) -> Result<(Arc<ClientConfig>, PinMissed), TlsError> {
+pub fn pinned(
+    pin: BlobDigest,
+    clock: &Arc<TrustedClock>,
+) -> Result<(Arc<ClientConfig>, PinMissed), TlsError> {
     let missed = PinMissed::default();
     let anchor = Anchor::Pin { pin, missed: missed.clone() };
     let verifier = FloorVerifier { anchor, clock: clock.clone(), provider: provider() };

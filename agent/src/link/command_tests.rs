@@ -57,7 +57,8 @@ fn a_command_works_once_for_its_device_before_its_deadline_and_only_if_the_contr
     // Signed by a publisher, or under another document type, or not at all.
     let publisher = seal(COMMAND_TYPE, &command("e", "n4", now + DAY), &[&other]);
     assert!(matches!(gate.admit(&publisher, &me, &trust, now), Err(CommandError::Untrusted(_))));
-    let desired = seal("application/vnd.edgefleet.desired.v1+json", &command("e", "n4", now + DAY), &[&controller]);
+    let desired =
+        seal("application/vnd.edgefleet.desired.v1+json", &command("e", "n4", now + DAY), &[&controller]);
     assert!(matches!(gate.admit(&desired, &me, &trust, now), Err(CommandError::Untrusted(_))));
     assert!(matches!(gate.admit(b"{}", &me, &trust, now), Err(CommandError::Untrusted(_))));
     assert!(gate.admit(&fresh, &me, &trust, now).is_ok());

@@ -21,8 +21,8 @@ use edgefleet_shared::{
     topics::{Channel, MAX_PAYLOAD_BYTES},
 };
 use parking_lot::RwLock;
-pub use rumqttc::QoS;
 use rumqttc::AsyncClient;
+pub use rumqttc::QoS;
 use rustls::ClientConfig;
 use std::{
     sync::{
@@ -55,8 +55,12 @@ pub struct LinkConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
     /// Connected and subscribed. Counted from 1.
-    Connected { session: u64 },
-    Disconnected { reason: String },
+    Connected {
+        session: u64,
+    },
+    Disconnected {
+        reason: String,
+    },
     Desired(Bytes),
     Blocks(Bytes),
     Command(Bytes),
@@ -142,7 +146,8 @@ impl LinkHandle {
         }
         let client = self.0.current.read().clone().ok_or(LinkDown::Offline)?;
         let topic = channel.of(&self.0.config.device);
-        match tokio::time::timeout(PUBLISH_PATIENCE, client.publish_bytes(topic, qos, retain, payload)).await {
+        match tokio::time::timeout(PUBLISH_PATIENCE, client.publish_bytes(topic, qos, retain, payload)).await
+        {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(LinkDown::Offline), // the session ended meanwhile
             Err(_) => Err(LinkDown::Stuck),

@@ -73,8 +73,7 @@ async fn take_ack(outbox: &Outbox, link: &LinkHandle, raw: &[u8], in_flight: &mu
         Ok(ack) => ack,
         Err(error) => return link.malformed("ack", &error),
     };
-    let covered =
-        |boot: &BootId, seq: u64| ack.boots.iter().any(|of| of.boot == *boot && of.covers(seq));
+    let covered = |boot: &BootId, seq: u64| ack.boots.iter().any(|of| of.boot == *boot && of.covers(seq));
     if in_flight.as_ref().is_some_and(|sent| sent.records.iter().all(|(boot, seq)| covered(boot, *seq))) {
         *in_flight = None;
     }

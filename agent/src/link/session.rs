@@ -7,7 +7,7 @@ use super::{
 use edgefleet_shared::topics::{Channel, MAX_PAYLOAD_BYTES, TRUST_HEAD};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
-    Outgoing, Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use std::{
@@ -199,17 +199,11 @@ async fn good_bye(shared: &Shared, client: &AsyncClient, connection: &mut EventL
     tokio::time::timeout(GOODBYE, farewell).await.ok();
 }
 
-/// Writes what is queued up to and including the DISCONNECT.
+/// Writes what is queued, the DISCONNECT last, and reads on until the broker has closed: closing with
+/// acknowledgements unread would reset the connection, and the broker would lose the last words.
 async fn drain(connection: &mut EventLoop) {
-    let until_gone = async {
-        loop {
-            match connection.poll().await {
-                Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_) => return,
-                Ok(_) => {}
-            }
-        }
-    };
-    tokio::time::timeout(GOODBYE, until_gone).await.ok();
+    let until_closed = async { while connection.poll().await.is_ok() {} };
+    tokio::time::timeout(GOODBYE, until_closed).await.ok();
 }
 
 fn lost(error: &ConnectionError, since: Option<Instant>) -> End {
@@ -226,7 +220,12 @@ fn lost(error: &ConnectionError, since: Option<Instant>) -> End {
 
 /// The broker ended the connection in good order: a takeover, a kick, or its own shutdown.
 fn is_silent_close(error: &ConnectionError) -> bool {
-    let closed = |kind| matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
+    let closed = |kind| {
+        matches!(
+            kind,
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        )
+    };
     match error {
         ConnectionError::MqttState(StateError::ConnectionAborted) => true,
         ConnectionError::MqttState(StateError::Io(e)) | ConnectionError::Io(e) => closed(e.kind()),
@@ -240,7 +239,9 @@ fn explain(error: &ConnectionError) -> String {
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
         ) => return "the broker does not accept this device (revoked, or another CA)".into(),
-        ConnectionError::MqttState(StateError::ConnectionAborted) => return "the broker closed the connection".into(),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+            return "the broker closed the connection".into();
+        }
         _ => {}
     }
     let mut text = error.to_string();

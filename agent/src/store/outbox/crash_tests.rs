@@ -87,10 +87,7 @@ async fn nothing_acknowledged_is_lost_over_fifty_kills() {
         child.wait().unwrap();
         assert!(killed, "the victim ended by itself in round {round}");
         let (outbox, outcome) = Outbox::open(&path, boot(200), Bounds::default()).unwrap();
-        assert!(
-            matches!(outcome, OpenOutcome::New | OpenOutcome::Kept { .. }),
-            "round {round}: {outcome:?}"
-        );
+        assert!(matches!(outcome, OpenOutcome::New | OpenOutcome::Kept { .. }), "round {round}: {outcome:?}");
         let kept: BTreeSet<_> = outbox
             .peek(usize::MAX, usize::MAX)
             .await

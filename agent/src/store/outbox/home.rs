@@ -81,7 +81,8 @@ impl Home {
                 Attempt::Damaged(reason) if round < 2 => {
                     let aside = files::with_suffix(dir, ".bad-1");
                     fs::remove_dir_all(&aside).ok(); // an older one; if it stays, the rename says so
-                    fs::rename(dir, &aside).map_err(|e| failed(format!("{reason}; setting it aside: {e}")))?;
+                    fs::rename(dir, &aside)
+                        .map_err(|e| failed(format!("{reason}; setting it aside: {e}")))?;
                     mended = Some(format!("it was set aside as `{}` ({reason})", aside.display()));
                 }
                 Attempt::Damaged(reason) => return Err(failed(reason)),

@@ -52,11 +52,19 @@ impl Default for Bounds {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenOutcome {
     New,
-    Kept { records: usize },
+    Kept {
+        records: usize,
+    },
     /// Records were lost, or the store had to be mended; reported upward as well.
-    Recovered { kept: usize, lost: u64, how: String },
+    Recovered {
+        kept: usize,
+        lost: u64,
+        how: String,
+    },
     /// The disk does not let the store open now; it is tried again and again.
-    Unavailable { reason: String },
+    Unavailable {
+        reason: String,
+    },
 }
 
 /// Why a record is not in the outbox.

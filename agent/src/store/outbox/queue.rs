@@ -65,11 +65,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn open(
-        dir: &Path,
-        boot: BootId,
-        bounds: Bounds,
-    ) -> Result<(Self, OpenOutcome), OutboxError> {
+    pub(super) fn open(dir: &Path, boot: BootId, bounds: Bounds) -> Result<(Self, OpenOutcome), OutboxError> {
         let mut queue = Self {
             dir: dir.to_owned(),
             boot,
@@ -203,7 +199,8 @@ impl Queue {
             let oldest = |terminals: bool| {
                 self.index.iter().position(|e| e.terminal == terminals && Some(e.position) != growing)
             };
-            let Some(entry) = oldest(false).or_else(|| oldest(true)).and_then(|at| self.index.remove(at)) else {
+            let Some(entry) = oldest(false).or_else(|| oldest(true)).and_then(|at| self.index.remove(at))
+            else {
                 break; // a single record larger than the bound
             };
             self.bytes -= u64::from(entry.bytes);
@@ -316,8 +313,7 @@ impl Queue {
 
     /// A drained store that grew too large is made anew.
     fn shrink(&mut self) {
-        let too_large =
-            |home: &Home| home.size_on_disk() > self.bounds.bytes.saturating_mul(SHRINK_ABOVE);
+        let too_large = |home: &Home| home.size_on_disk() > self.bounds.bytes.saturating_mul(SHRINK_ABOVE);
         if !self.index.is_empty() || !self.home.as_ref().is_some_and(too_large) {
             return;
         }
