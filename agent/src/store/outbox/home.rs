@@ -19,6 +19,8 @@ use std::{
 };
 
 const OPEN_PATIENCE: Duration = Duration::from_secs(20);
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const CACHE_BYTES: u64 = 4 << 20;
 /// Meta record inside the store, written with every batch.
 const META_KEY: &[u8] = b"meta";
@@ -67,16 +69,23 @@ impl Home {
         let failed = |reason: String| OutboxError::Store { path: dir.to_owned(), reason };
         remove_snapshots(dir, |name| name.ends_with(".generating"));
         let mut mended = None;
-        for round in 0.. {
+        let (mut round, mut tries) = (0, 0);
+        loop {
             match attempt(dir) {
                 Attempt::Open(open) => {
                     let (db, meta, found) = *open;
                     return Ok(Opened { home: Self { dir: dir.to_owned(), db }, meta, found, mended });
                 }
+                // A handle on its way out keeps the lock for a moment.
+                Attempt::InUse if tries < LOCK_TRIES => {
+                    tries += 1;
+                    thread::sleep(LOCK_PAUSE);
+                }
                 Attempt::InUse => return Err(OutboxError::InUse { path: dir.to_owned() }),
                 Attempt::DiskRefuses(reason) => return Err(failed(reason)),
                 Attempt::Damaged(reason) if round == 0 && remove_snapshots(dir, |_| true) > 0 => {
                     mended = Some(format!("its snapshots were deleted ({reason})"));
+                    round += 1;
                 }
                 Attempt::Damaged(reason) if round < 2 => {
                     let aside = files::with_suffix(dir, ".bad-1");
@@ -84,11 +93,11 @@ impl Home {
                     fs::rename(dir, &aside)
                         .map_err(|e| failed(format!("{reason}; setting it aside: {e}")))?;
                     mended = Some(format!("it was set aside as `{}` ({reason})", aside.display()));
+                    round += 1;
                 }
                 Attempt::Damaged(reason) => return Err(failed(reason)),
             }
         }
-        Err(failed("it does not open".into()))
     }
 
     /// Applies `batch` and makes it durable: sled's flush alone syncs neither file size nor disk cache.
