@@ -4,7 +4,11 @@ mod support;
 
 use edgefleet_agent::engine::probe::{self, Attempt, BundleFiles, ProbeOptions};
 use edgefleet_shared::{probe::ProbeVerdict, reported::RefusalCode};
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 use support::{Bundle, Source};
 
 fn options() -> ProbeOptions {
@@ -146,13 +150,37 @@ fn a_bundle_for_other_machines_and_a_missing_program_are_told_apart() {
         let failure = probe::run(&files, &ProbeOptions::new(exe)).failure.unwrap();
         assert_eq!(failure.code, RefusalCode::ProbeUnavailable, "{exe}: {failure:?}");
     }
-    // A program that says nothing and never ends is cut off as well.
+}
+
+/// The shell stands in for the child: `script` is all it does.
+fn instead(script: &str) -> RefusalCode {
+    let bundle = Source::digits(1).write();
     let options = ProbeOptions {
-        runner: vec!["/usr/bin/tail".into(), "-f".into(), "/dev/null".into()],
-        time_limit: Duration::from_millis(300),
+        runner: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        time_limit: Duration::from_millis(500),
         ..options()
     };
-    assert!(!probe::run(&files, &options).ok);
+    let verdict = probe::run(&BundleFiles::in_folder(bundle.folder.path()), &options);
+    assert!(!verdict.ok, "{verdict:?}");
+    verdict.failure.unwrap().code
+}
+
+#[test]
+fn whatever_a_child_does_there_is_a_verdict_in_time() {
+    for (script, code) in [
+        ("kill -SEGV $$", RefusalCode::ProbeCrashed),
+        ("kill -KILL $$", RefusalCode::OverMemory),
+        ("exit 3", RefusalCode::ProbeUnavailable),
+        ("echo '{\"Done\":{}}'", RefusalCode::ProbeUnavailable),
+        // Never ends; closes its output and never ends; hides behind a grandchild that holds the pipe.
+        ("exec tail -f /dev/null", RefusalCode::ProbeTimedOut),
+        ("exec >&- 2>&-; exec sleep 60", RefusalCode::ProbeTimedOut),
+        ("tail -f /dev/null & wait", RefusalCode::ProbeTimedOut),
+        // Floods both pipes: what it may say is bounded, and it dies of the closed pipe.
+        ("yes >&2 & exec yes", RefusalCode::ProbeCrashed),
+    ] {
+        assert_eq!(instead(script), code, "{script}");
+    }
 }
 
 #[test]
@@ -161,6 +189,74 @@ fn a_runner_may_stand_before_the_program() {
     let options = ProbeOptions { runner: vec!["/usr/bin/env".into(), "--".into()], ..options() };
     let verdict = probe::run(&BundleFiles::in_folder(bundle.folder.path()), &options);
     assert!(verdict.ok, "{verdict:?}");
+}
+
+#[test]
+fn nothing_a_child_started_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("alive");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // The grandchild holds the pipe's only writing end: the read ends when it is dead.
+    let script = format!("sleep 60 >{} & exit 0", pipe.display());
+    let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+    assert_eq!(instead(&script), RefusalCode::ProbeUnavailable);
+    assert!(reader.join().unwrap().is_empty());
+}
+
+/// True once the process is gone or a zombie.
+fn is_dead(process: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().is_empty() || rest.starts_with(" Z"))
+}
+
+#[test]
+fn a_child_dies_with_its_supervisor() {
+    // 150 layers, 64 samples, twice each: many seconds of work for the child.
+    let mut source = Source::fixture("slow.onnx");
+    let sample = source.golden[0].1.clone();
+    source.golden = (0..64).map(|n| (format!("same-{n}"), sample.clone())).collect();
+    source.limits.peak_memory_bytes = 512 << 20;
+    let bundle = source.write();
+    let mut supervisor = Command::new(env!("CARGO_BIN_EXE_edgefleet-agent"))
+        .arg("probe")
+        .arg(bundle.folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let until = |what: &str, found: &mut dyn FnMut() -> Option<String>| loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    };
+    let id = supervisor.id();
+    let child = until("no child came", &mut || {
+        let path = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        children.split_whitespace().next().map(str::to_owned)
+    });
+    // It has taken its name once exec is done; only then is it the child we mean.
+    until("the child is no worker", &mut || {
+        let line = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        line.contains("probe-worker").then_some(line)
+    });
+    let killed = Instant::now();
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    until("the child lives on", &mut || is_dead(&child).then(String::new));
+    assert!(killed.elapsed() < Duration::from_secs(1), "it ended by itself, or late: {:?}", killed.elapsed());
+}
+
+#[test]
+fn a_descriptor_the_parent_left_open_is_closed() {
+    let report = |runner: &str| {
+        let runner = vec!["/bin/sh".into(), "-c".into(), runner.into(), "sh".into()];
+        let report = probe::self_test(vec![Attempt::Descriptor(9)], &ProbeOptions { runner, ..options() });
+        report.unwrap().attempts.remove(0).succeeded
+    };
+    assert!(!report(r#"exec 9</etc/passwd; exec "$@""#));
 }
 
 #[test]

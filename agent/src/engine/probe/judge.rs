@@ -99,7 +99,8 @@ fn death(ended: &Ended, doing: &str, was_ready: bool) -> Option<ProbeFailure> {
         Exit::Signal(libc::SIGXCPU) => {
             no(RefusalCode::ProbeTimedOut, format!("the probe used up its processor time while {doing}"))
         }
-        Exit::Signal(libc::SIGABRT) if is_out_of_memory(&ended.stderr) => no(
+        // Any signal: where the walls stop abort()'s own, a C library ends itself by another.
+        Exit::Signal(_) if is_out_of_memory(&ended.stderr) => no(
             RefusalCode::OverMemory,
             format!("the model needs more memory than the bundle allows, while {doing}{words}"),
         ),
@@ -211,6 +212,7 @@ mod tests {
             (Exit::Signal(libc::SIGSEGV), &good, "", Some(R::ProbeCrashed)),
             (Exit::Signal(libc::SIGABRT), &ready, "stack overflow", Some(R::ProbeCrashed)),
             (Exit::Signal(libc::SIGABRT), &ready, "memory allocation of 9 bytes failed", Some(R::OverMemory)),
+            (Exit::Signal(libc::SIGSEGV), &ready, "memory allocation of 9 bytes failed", Some(R::OverMemory)),
             (Exit::Signal(libc::SIGKILL), &ready, "", Some(R::OverMemory)),
         ] {
             assert_eq!(code(exit, stdout, stderr), wanted, "{exit:?} {stdout} {stderr}");

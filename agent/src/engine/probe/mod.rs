@@ -4,7 +4,7 @@
 //! no environment, no descriptors but its input and three pipes, an empty working folder, no file
 //! access (Landlock), no sockets, no new processes (seccomp), bounded time and memory (resource limits),
 //! and it dies with its parent. The child parses the model, runs every golden sample twice, takes the
-//! time and reports; [`judge`] decides. A crash, a hang or a memory blow-up costs the child and becomes
+//! time and reports; the parent decides. A crash, a hang or a memory blow-up costs the child and becomes
 //! a typed [`ProbeFailure`](edgefleet_shared::probe::ProbeFailure).
 //!
 //! The child is this same program, run again as `probe-worker`. What the kernel cannot enforce is named
@@ -50,9 +50,10 @@ impl ProbeOptions {
     /// Loading takes up to 1.3 s and a golden sample 0.25 s for the largest model tried on x86-64; a
     /// small ARM core is some ten times slower and a bundle may hold 64 samples.
     pub const TIME_LIMIT: Duration = Duration::from_secs(60);
-    /// Data memory that exists before a model does. Measured with `VmData` of an idle child: under
-    /// 2 MiB (debug build, x86-64 glibc); the rest is room for golden samples, the allocator's slack and
-    /// the file's bytes beside the parsed weights while loading.
+    /// Data memory beyond the model's own. `VmData` of an idle child is under 1 MiB (x86-64 glibc); the
+    /// rest is room for golden samples, the allocator's slack and the file's bytes, which while loading
+    /// lie beside the parsed weights. The limit only stops a blow-up: `peak_memory_bytes` itself is
+    /// held against the resident peak, of which the program's own pages are some 20 MiB.
     pub const MEMORY_HEADROOM_BYTES: u64 = 32 << 20;
     /// Enough for a 95th percentile that is not the maximum (the third largest of 50).
     pub const TIMED_RUNS: u32 = 50;

@@ -191,7 +191,8 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+        // An error means that it has been waited for: then its number may be another's.
+        if sys::has_ended(self.0.id()).is_ok() {
             sys::kill_group(self.0.id());
             let _ = self.0.wait(); // it is dead; only its entry is left to remove
         }
@@ -220,17 +221,11 @@ fn hear_out(mut child: Running, request: Vec<u8>, time_limit: Duration) -> Resul
         Ok(_) => deadline.min(Instant::now() + LINGER),
         Err(_) => Instant::now(),
     };
-    let status = wait_until(&mut child.0, patience);
-    if status.is_none() {
-        sys::kill_group(child.0.id());
-    }
-    let exit = match status {
-        Some(status) => exit(status),
-        None => {
-            child.0.wait().map_err(|e| format!("could not wait for the probe: {e}"))?;
-            Exit::TimedOut
-        }
-    };
+    let ended = ends_before(&child.0, patience);
+    // Also after a good end: it may have left processes behind where the kernel could not forbid it.
+    sys::kill_group(child.0.id());
+    let status = child.0.wait().map_err(|e| format!("could not wait for the probe: {e}"))?;
+    let exit = if ended { exit(status) } else { Exit::TimedOut };
     // The pipes are closed now that the whole group is gone.
     let stdout = first.or_else(|_| heard.recv_timeout(LINGER)).unwrap_or_default();
     let stderr = complaints.recv_timeout(LINGER).unwrap_or_default();
@@ -248,13 +243,13 @@ fn take(mut pipe: impl Read, limit: u64, drain: bool) -> Vec<u8> {
 }
 
 /// Asks every 2 ms: only between the close of stdout and the end of the process, usually once.
-fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+fn ends_before(child: &Child, deadline: Instant) -> bool {
     loop {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Some(status);
+        if sys::has_ended(child.id()).unwrap_or(false) {
+            return true;
         }
         if Instant::now() >= deadline {
-            return None;
+            return false;
         }
         thread::sleep(Duration::from_millis(2));
     }

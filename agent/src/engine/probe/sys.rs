@@ -42,6 +42,20 @@ pub(super) fn kill_group(group: u32) {
     }
 }
 
+/// Whether the child `process` has ended, without reaping it: until it is reaped its number, and its
+/// group's, belong to nobody else.
+pub(super) fn has_ended(process: u32) -> io::Result<bool> {
+    // SAFETY: all zeroes is a valid siginfo_t; the kernel overwrites it.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is valid and outlives the call.
+    if unsafe { libc::waitid(libc::P_PID, process, &mut info, how) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid returned 0, so si_pid is set: 0 while the child still runs.
+    Ok(unsafe { info.si_pid() } != 0)
+}
+
 /// Sets soft and hard limit of `resource`. A hard limit that is lower already stays.
 pub(super) fn limit(resource: Resource, value: u64) -> io::Result<()> {
     let kind = match resource {
