@@ -4,10 +4,8 @@
 //! is the shell: listeners, limits, routes.
 
 pub mod http;
-pub mod inference;
 pub mod oip;
 pub mod slots;
 pub mod stats;
 
-pub use inference::{Answer, Inference, InferenceError};
 pub use slots::{ServedBundle, SlotTable};

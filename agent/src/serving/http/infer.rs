@@ -7,10 +7,12 @@ use super::{
     models::{ModelPath, find},
 };
 use crate::{
-    engine::RunError,
+    engine::{
+        RunError,
+        pool::{Answer, PoolError},
+    },
     monitor::{Class, ErrorCode, Observation, Outcome},
     serving::{
-        inference::{Answer, InferenceError},
         oip::{InferRequest, InferResponse, OipError, Part, response::ResponseParameters},
         slots::Active,
         stats::Spent,
@@ -130,17 +132,17 @@ fn bad(error: impl Into<ApiError>) -> Failed {
     (outcome, error)
 }
 
-fn not_run(error: InferenceError) -> Failed {
+fn not_run(error: PoolError) -> Failed {
     match error {
-        InferenceError::QueueFull { retry_after } => {
-            (Outcome::Rejected, ApiError::busy("the queue for inference is full", retry_after))
+        PoolError::QueueFull { retry_after, .. } => {
+            (Outcome::Rejected, ApiError::busy(error.to_string(), retry_after))
         }
-        InferenceError::Stopped => {
-            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping");
+        PoolError::Stopped => {
+            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             (Outcome::Failed(ErrorCode::Stopped), error)
         }
-        InferenceError::Run(RunError::BadInput(message)) => bad(ApiError::bad(message)),
-        InferenceError::Run(RunError::Engine(message)) => {
+        PoolError::Run(RunError::BadInput(message)) => bad(ApiError::bad(message)),
+        PoolError::Run(RunError::Engine(message)) => {
             (Outcome::Failed(ErrorCode::Engine), ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
         }
     }
@@ -182,7 +184,7 @@ async fn answer(
 
     let InferRequest { id, inputs, outputs: wanted } = request;
     let model = active.served.model.clone();
-    let Answer { outputs, queue, infer } = state.0.inference.run(model, inputs).await.map_err(not_run)?;
+    let Answer { outputs, queue, infer } = state.0.pool.run(model, inputs).await.map_err(not_run)?;
     (flight.spent.queue, flight.spent.infer) = (queue, infer);
 
     let answered = Instant::now();

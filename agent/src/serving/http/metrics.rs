@@ -78,7 +78,7 @@ pub(super) async fn metrics(State(state): State<ServingState>) -> Response {
             "edgefleet_queue_requests",
             "gauge",
             "Inference requests waiting for a worker.",
-            state.0.inference.waiting() as f64,
+            state.0.pool.waiting() as f64,
         ),
         (
             "edgefleet_http_connections",

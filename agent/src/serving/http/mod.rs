@@ -15,8 +15,8 @@ mod status;
 pub use server::{serve, serve_metrics};
 pub use status::StatusProvider;
 
-use super::{inference::Inference, slots::SlotTable};
-use crate::monitor::Monitor;
+use super::slots::SlotTable;
+use crate::{engine::pool::WorkerPool, monitor::Monitor};
 use axum::{
     Router,
     extract::State,
@@ -81,7 +81,7 @@ pub struct ServingState(Arc<Shared>);
 struct Shared {
     config: ServingConfig,
     slots: SlotTable,
-    inference: Arc<dyn Inference>,
+    pool: Arc<WorkerPool>,
     monitor: Arc<Monitor>,
     providers: RwLock<Vec<Arc<dyn StatusProvider>>>,
     ready: AtomicBool,
@@ -98,13 +98,13 @@ impl ServingState {
     pub fn new(
         config: ServingConfig,
         slots: SlotTable,
-        inference: Arc<dyn Inference>,
+        pool: Arc<WorkerPool>,
         monitor: Arc<Monitor>,
     ) -> Self {
         Self(Arc::new(Shared {
             config,
             slots,
-            inference,
+            pool,
             monitor,
             providers: RwLock::default(),
             ready: AtomicBool::new(true),

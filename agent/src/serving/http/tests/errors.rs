@@ -123,7 +123,7 @@ async fn binary_data_must_be_exactly_what_it_claims() {
 async fn routes_verbs_and_codings_have_their_statuses() {
     let config = ServingConfig { local_token: Some("s3cret".into()), ..Default::default() };
     let bundles = vec![echo_bundle(Datatype::Fp32)];
-    let server = Server::with(config, Arc::new(Direct::new(1, 1)), bundles).await;
+    let server = Server::with(config, pool(1, 1), bundles).await;
     let token = "authorization: Bearer s3cret\r\n";
     let load = "/v2/repository/models/echo-fp32/load";
     let unload = "/v2/repository/models/echo-fp32/unload";

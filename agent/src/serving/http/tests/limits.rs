@@ -16,7 +16,7 @@ fn small() -> ServingConfig {
 
 #[tokio::test]
 async fn giant_bodies_are_refused_by_their_length_and_by_count() {
-    let server = Server::with(small(), Arc::new(Direct::new(1, 1)), vec![echo_bundle(Datatype::Fp32)]).await;
+    let server = Server::with(small(), pool(1, 1), vec![echo_bundle(Datatype::Fp32)]).await;
     let mut client = server.connect().await;
     let head = format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1073741824\r\n\r\n");
     client.stream.write_all(head.as_bytes()).await.unwrap();
@@ -54,7 +54,7 @@ async fn giant_bodies_are_refused_by_their_length_and_by_count() {
 #[tokio::test]
 async fn bodies_share_one_budget() {
     let config = ServingConfig { body_budget_bytes: 100_000, ..small() };
-    let server = Server::with(config, Arc::new(Direct::new(1, 1)), vec![echo_bundle(Datatype::Fp32)]).await;
+    let server = Server::with(config, pool(1, 1), vec![echo_bundle(Datatype::Fp32)]).await;
     let answer = server.call("POST", INFER, "", &vec![b' '; 200_000]).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     assert_eq!(server.state.0.body_bytes.load(Ordering::SeqCst), 0);
@@ -88,7 +88,7 @@ async fn big_tensors_pass() {
 
 #[tokio::test]
 async fn slow_senders_lose_their_connection() {
-    let server = Server::with(small(), Arc::new(Direct::new(1, 1)), vec![echo_bundle(Datatype::Fp32)]).await;
+    let server = Server::with(small(), pool(1, 1), vec![echo_bundle(Datatype::Fp32)]).await;
     let mut slow = server.connect().await;
     slow.stream.write_all(b"GET /v2 HTTP/1.1\r\nhost: local").await.unwrap();
     assert!(slow.answer().await.is_none_or(|answer| answer.status == 408), "an unfinished head");
@@ -131,7 +131,7 @@ async fn foreign_hosts_are_refused_over_the_wire() {
 #[tokio::test]
 async fn connections_beyond_the_limit_are_told_to_come_back() {
     let config = ServingConfig { max_connections: 2, ..ServingConfig::default() };
-    let server = Server::with(config, Arc::new(Direct::new(1, 1)), vec![]).await;
+    let server = Server::with(config, pool(1, 1), vec![]).await;
     let (mut a, mut b) = (server.connect().await, server.connect().await);
     for client in [&mut a, &mut b] {
         assert_eq!(client.call("GET", "/v2", "", b"").await.status, 200);
@@ -161,15 +161,23 @@ fn held() -> (Arc<ServedBundle>, Arc<(Notify, parking_lot::Condvar, Mutex<bool>)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_says_when_to_come_back_and_a_stop_lets_requests_finish() {
     let (bundle, gate) = held();
-    let server = Server::with(ServingConfig::default(), Arc::new(Direct::new(1, 0)), vec![bundle]).await;
+    let server = Server::with(ServingConfig::default(), pool(1, 0), vec![bundle]).await;
     let body = json_infer("x", Datatype::Fp32, &[1, 2], &serde_json::json!([1, 2]));
     let mut first = server.connect().await;
     let sent = body.clone();
     let first = tokio::spawn(async move { first.call("POST", INFER, "", sent.as_bytes()).await });
     gate.0.notified().await;
+    let mut second = server.connect().await;
+    let sent = body.clone();
+    let second = tokio::spawn(async move { second.call("POST", INFER, "", sent.as_bytes()).await });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while server.state.0.pool.waiting() == 0 {
+        assert!(Instant::now() < deadline, "the second request never queued");
+        tokio::task::yield_now().await;
+    }
     let answer = server.post(INFER, &body).await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "1.5 s, rounded up");
-    assert!(answer.error().contains("queue"), "{answer:?}");
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    assert!(answer.error().contains("all 1 places of the inference queue"), "{answer:?}");
     let mut idle = server.connect().await;
     assert_eq!(idle.call("GET", "/v2/health/ready", "", b"").await.status, 200);
     server.stop.cancel();
@@ -177,6 +185,7 @@ async fn a_full_queue_says_when_to_come_back_and_a_stop_lets_requests_finish() {
     *gate.2.lock() = true;
     gate.1.notify_all();
     assert_eq!(first.await.unwrap().status, 200, "the request in flight is answered");
+    assert_eq!(second.await.unwrap().status, 200, "the request in the queue is answered");
     for task in server.tasks {
         tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
     }
@@ -184,13 +193,13 @@ async fn a_full_queue_says_when_to_come_back_and_a_stop_lets_requests_finish() {
     server.monitor.flush();
     let records = server.kept.0.lock();
     let RecordBody::Window(window) = &records[0] else { panic!("{records:?}") };
-    assert_eq!((window.counts.requests, window.counts.ok, window.counts.rejected), (1, 1, 1));
+    assert_eq!((window.counts.requests, window.counts.ok, window.counts.rejected), (2, 2, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_away_is_counted() {
     let (bundle, gate) = held();
-    let server = Server::with(ServingConfig::default(), Arc::new(Direct::new(1, 0)), vec![bundle]).await;
+    let server = Server::with(ServingConfig::default(), pool(1, 0), vec![bundle]).await;
     let body = json_infer("x", Datatype::Fp32, &[1, 2], &serde_json::json!([1, 2]));
     let mut client = server.connect().await;
     let head =

@@ -10,10 +10,7 @@ use super::*;
 use crate::{
     engine::{LoadedModel, RunError},
     monitor::{Moment, MonitorClock, MonitorConfig, RecordSink, SinkError},
-    serving::{
-        inference::{Answer, InferenceError},
-        slots::ServedBundle,
-    },
+    serving::slots::ServedBundle,
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -24,7 +21,6 @@ use edgefleet_shared::{
     telemetry::RecordBody,
     tensor::{Datatype, Tensor},
 };
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::{net::SocketAddr, time::Instant};
@@ -35,41 +31,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A few threads and a bounded queue in front of them.
-pub(super) struct Direct {
-    running: tokio::sync::Semaphore,
-    places: tokio::sync::Semaphore,
-}
-
-impl Direct {
-    fn new(threads: usize, queue: usize) -> Self {
-        let of = tokio::sync::Semaphore::new;
-        Self { running: of(threads), places: of(threads + queue) }
-    }
-}
-
-impl Inference for Direct {
-    fn run(
-        &self,
-        model: Arc<dyn LoadedModel>,
-        inputs: Vec<Tensor>,
-    ) -> BoxFuture<'_, Result<Answer, InferenceError>> {
-        Box::pin(async move {
-            let full = InferenceError::QueueFull { retry_after: Duration::from_millis(1_500) };
-            let _place = self.places.try_acquire().map_err(|_| full)?;
-            let queued = Instant::now();
-            let _running = self.running.acquire().await.map_err(|_| InferenceError::Stopped)?;
-            let queue = queued.elapsed();
-            let began = Instant::now();
-            let outputs = tokio::task::spawn_blocking(move || model.run(&inputs))
-                .await
-                .map_err(|_| InferenceError::Stopped)??;
-            Ok(Answer { outputs, queue, infer: began.elapsed() })
-        })
-    }
-    fn waiting(&self) -> usize {
-        0
-    }
+pub(super) fn pool(threads: usize, queue: usize) -> Arc<WorkerPool> {
+    Arc::new(WorkerPool::new(threads, queue).unwrap())
 }
 
 /// A model made of a function.
@@ -176,12 +139,12 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn start(bundles: Vec<Arc<ServedBundle>>) -> Self {
-        Self::with(ServingConfig::default(), Arc::new(Direct::new(4, 256)), bundles).await
+        Self::with(ServingConfig::default(), pool(4, 256), bundles).await
     }
 
     pub(super) async fn with(
         config: ServingConfig,
-        inference: Arc<dyn Inference>,
+        pool: Arc<WorkerPool>,
         bundles: Vec<Arc<ServedBundle>>,
     ) -> Self {
         let kept = Arc::new(Kept::default());
@@ -191,7 +154,7 @@ impl Server {
         for bundle in bundles {
             slots.activate(bundle);
         }
-        let state = ServingState::new(config, slots, inference, monitor.clone());
+        let state = ServingState::new(config, slots, pool, monitor.clone());
         let (main, metrics) = (listen().await, listen().await);
         let (address, metrics_address) = (main.local_addr().unwrap(), metrics.local_addr().unwrap());
         let stop = CancellationToken::new();

@@ -19,8 +19,7 @@ fn counted(counter: u64) -> Arc<ServedBundle> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_swaps_under_64_connections_fail_nothing_and_mix_nothing() {
-    let server =
-        Server::with(ServingConfig::default(), Arc::new(Direct::new(32, 64)), vec![counted(1)]).await;
+    let server = Server::with(ServingConfig::default(), pool(8, 128), vec![counted(1)]).await;
     let answered = Arc::new(AtomicU64::new(0));
     let done = CancellationToken::new();
     let mut clients = Vec::new();
