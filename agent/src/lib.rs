@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod engine;
+pub mod failpoint;
 pub mod identity;
 pub mod link;
 pub mod monitor;
