@@ -35,7 +35,10 @@ pub(super) struct EnrollArgs {
 
 pub(super) async fn enroll(args: EnrollArgs) -> Result<ExitCode, Failure> {
     let code: JoinCode = args.code.parse().map_err(|e: edgefleet_shared::enroll::JoinCodeError| {
-        Failure::usage(e.into(), "copy the whole code, it is one word; make one with `edgefleet device invite`")
+        Failure::usage(
+            e.into(),
+            "copy the whole code, it is one word; make one with `edgefleet device invite`",
+        )
     })?;
     let hardware = args.hardware.map(|hardware| ("hardware", hardware));
     let config = args.config.load(hardware.into_iter().collect())?;

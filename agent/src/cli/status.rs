@@ -31,7 +31,8 @@ pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     };
     let bytes = files::read_bounded(&path, 1 << 16).map_err(|e| not_running(e.into()))?;
     let addresses: Addresses = serde_json::from_slice(&bytes).map_err(|e| not_running(e.into()))?;
-    let text = timeout(PATIENCE, ask(&addresses)).await.map_err(|e| not_running(e.into()))?.map_err(not_running)?;
+    let text =
+        timeout(PATIENCE, ask(&addresses)).await.map_err(|e| not_running(e.into()))?.map_err(not_running)?;
     match args.output {
         Output::Json => println!("{}", text.trim_end()),
         Output::Table => {
@@ -52,7 +53,8 @@ async fn ask(addresses: &Addresses) -> anyhow::Result<String> {
         .body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     let code = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?;
+    let body =
+        Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?;
     driver.abort();
     let text = String::from_utf8(body.to_bytes().to_vec())?;
     match code.is_success() {
@@ -78,13 +80,19 @@ fn table(addresses: &Addresses, status: &Value) -> String {
     let link = &status["link"];
     let connected = if link["connected"] == Value::Bool(true) { "connected" } else { "not connected" };
     line("controller", format!("{connected}, {}", plain(&link["controller"])));
-    line("outbox", format!("{} records, {} lost", plain(&status["outbox"]["records"]), plain(&status["outbox"]["lost"])));
+    line(
+        "outbox",
+        format!("{} records, {} lost", plain(&status["outbox"]["records"]), plain(&status["outbox"]["lost"])),
+    );
     line("generation", plain(&status["update"]["generation"]));
     let phases = &status["update"]["slots"];
     for (name, slot) in status["slots"].as_object().into_iter().flatten() {
         let phase = plain(&phases[name]["phase"]);
         let p95 = plain(&slot["total_ms"]["p95"]);
-        line("slot", format!("{name}: {} ({phase}), {} ok, p95 {p95} ms", plain(&slot["bundle"]), plain(&slot["ok"])));
+        line(
+            "slot",
+            format!("{name}: {} ({phase}), {} ok, p95 {p95} ms", plain(&slot["bundle"]), plain(&slot["ok"])),
+        );
     }
     for (name, slot) in phases.as_object().into_iter().flatten() {
         if let Some(error) = slot["last_error"]["message"].as_str() {

@@ -8,21 +8,29 @@ use super::{
     time::TrustedClock,
     tls::{self, TlsError},
 };
+use crate::store::trust_state::{TrustStore, TrustStoreError};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
     digest::BlobDigest,
     enroll::{ENROLL_SCHEMA, EnrollRequest, EnrollResponse, Enrolled, JoinCode},
     ids::DeviceId,
     reported::Facts,
-    trust::{DeviceTrust, TrustError},
+    trust::{DeviceTrust, Envelope, Trust, TrustError},
 };
 use hyper::StatusCode;
 use rustls::CertificateError;
 use serde::Deserialize;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// A controller may ask for no longer pause than this between two questions.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Below the data directory: what the device remembers of trust.
+pub const TRUST_FOLDER: &str = "trust";
 
 /// How to enrol.
 pub struct EnrollOptions {
@@ -65,6 +73,8 @@ pub enum EnrollError {
     Tls(#[from] TlsError),
     #[error("could not store the identity")]
     Folder(#[from] FolderError),
+    #[error("could not store the trust documents")]
+    TrustStore(#[from] TrustStoreError),
 }
 
 impl EnrollError {
@@ -104,7 +114,9 @@ impl EnrollError {
             Self::Signer(_) | Self::Tls(_) => {
                 "report this together with the output of `edgefleet-agent version`".into()
             }
-            Self::Folder(_) => "check owner, permissions and free space of the data directory".into(),
+            Self::Folder(_) | Self::TrustStore(_) => {
+                "check owner, permissions and free space of the data directory".into()
+            }
         }
     }
 }
@@ -160,8 +172,34 @@ pub async fn enroll(
         }
     };
     let identity = check(code, enrolled, signer, clock)?;
+    // Before the identity: an agent that finds an identity without trust state takes it for lost.
+    store_trust(&options.data, &identity)?;
     folder::commit(&options.data, &staging, &identity)?;
     Ok(identity)
+}
+
+/// Starts the trust state from the pinned chain. Enrolling again with the same root of trust keeps
+/// what the device remembers: forgetting its generation would let old assignments be replayed.
+fn store_trust(data: &Path, identity: &Identity) -> Result<(), EnrollError> {
+    let dir = data.join(TRUST_FOLDER);
+    let before = TrustStore::open(&dir, rand::random()).ok();
+    let kept = before.filter(|store| {
+        let known = identity.trust.iter().filter_map(|raw| Envelope::parse(raw).ok()?.payload().ok());
+        let known = known.filter_map(|payload| serde_json::from_slice::<Trust>(&payload).ok());
+        known.into_iter().any(|document| document == store.trust().trust)
+    });
+    let mut store = match (kept, identity.trust.first()) {
+        (Some(store), _) => store,
+        (None, Some(first)) => TrustStore::create(&dir, first, identity.controller.trust_pin)?,
+        (None, None) => return Ok(()), // `check` walked the chain: there is a first one
+    };
+    for raw in &identity.trust {
+        // Those at or below the current version are refused, as they should be.
+        if let Err(refused) = store.advance(raw)? {
+            tracing::debug!(%refused, "a trust document that is known already");
+        }
+    }
+    Ok(())
 }
 
 async fn ask(

@@ -118,13 +118,20 @@ async fn a_device_enrols_once_and_again_only_by_force_with_the_same_key() {
     let again = try_enroll(&controller, &options(dir.path())).await.unwrap_err();
     assert!(matches!(again, EnrollError::AlreadyEnrolled { .. }), "{again:?}");
     let before = std::fs::read(&key).unwrap();
+    let mut remembered = TrustStore::open(&dir.path().join(TRUST_FOLDER), [0; 16]).unwrap();
+    remembered.set(DeviceTrust { generation: 7, ..remembered.trust().clone() }).unwrap();
+    drop(remembered);
     try_enroll(&controller, &EnrollOptions { force: true, ..options(dir.path()) }).await.unwrap();
     assert_eq!(std::fs::read(&key).unwrap(), before);
     let requests = controller.requests.lock();
     assert_eq!(requests[0].device, None);
     assert_eq!(requests[1].device, Some("dev-7".parse().unwrap()));
-    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left, ["identity"]);
+    let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["identity", "trust"]);
+    let trust = TrustStore::open(&dir.path().join(TRUST_FOLDER), [0; 16]).unwrap();
+    assert_eq!((trust.trust().trust.version, trust.lost()), (2, None));
+    assert_eq!(trust.trust().generation, 7, "enrolling again must not open the door to replays");
 }
 
 #[tokio::test]
