@@ -28,6 +28,10 @@ pub mod roles;
 pub mod secret;
 pub mod server_names;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tokens;
 
 pub use enroll::Counters;
