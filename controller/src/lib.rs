@@ -1,8 +1,16 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
 pub mod api;
+pub mod assignments;
 pub mod blobs;
 pub mod broker;
 pub mod clock;
+pub mod desired;
+pub mod driver;
 pub mod fleet;
+pub mod ingest;
+pub mod link;
+pub mod registry;
+pub mod signing;
 pub mod store;
+pub mod transfer;

@@ -143,6 +143,76 @@ mod tests {
         assert!(matches!(TelemetryBatch::parse(b"{}"), Err(BatchError::Compression { .. })));
     }
 
+    /// The form of version 1 on the wire; a change here is a change every controller and device sees.
+    #[test]
+    fn a_batch_of_every_kind_survives_the_round_trip() {
+        use crate::{
+            digest::BundleDigest,
+            ids::AttemptId,
+            reported::ClockQuality,
+            telemetry::{Counts, Exceed, Latency, Role, Sketch},
+        };
+        let boot = BootId::from_random([1; 16]);
+        let attempt = AttemptId { rollout: "r-1".parse().unwrap(), number: 1 };
+        let mut total = Sketch::default();
+        [900, 1_000, 250_000].into_iter().for_each(|us| total.record_us(us));
+        let window = Window {
+            slot: "digits".parse().unwrap(),
+            bundle: "digits@1".parse().unwrap(),
+            digest: BundleDigest::of(b"manifest"),
+            role: Role::Primary,
+            attempt: attempt.clone(),
+            mono_start_ms: 0,
+            mono_end_ms: 300_000,
+            wall_start: Timestamp::from_secs(1_800_000_000),
+            wall_end: Timestamp::from_secs(1_800_000_300),
+            clock: ClockQuality::Plausible,
+            counts: Counts {
+                requests: 4,
+                rows: 4,
+                ok: 3,
+                errors: [("engine".to_owned(), 1)].into(),
+                rejected: 2,
+            },
+            latency: Latency { total, ..Latency::default() },
+            classes: [("7".to_owned(), 3)].into(),
+            first_bad_ms: Some(12),
+            exceed: vec![Exceed { id: "slow".into(), n: 3, x: 1 }],
+        };
+        let labels = LabelCounts {
+            slot: window.slot.clone(),
+            bundle: window.bundle.clone(),
+            digest: window.digest,
+            attempt: attempt.clone(),
+            bucket: Timestamp::from_secs(1_800_000_000),
+            source: "local".into(),
+            matched: 3,
+            correct: 2,
+            confusion: vec![("1".into(), "7".into(), 1)],
+            unmatched: [("expired".to_owned(), 1)].into(),
+        };
+        let terminal = TerminalReport {
+            slot: window.slot.clone(),
+            generation: 2,
+            phase: Phase::Committed,
+            target: Installed { bundle: window.bundle.clone(), digest: Some(window.digest), attempt },
+            refusal: None,
+            took_ms: 1_200,
+            fetched_bytes: 40_000,
+            at: Timestamp::from_secs(1_800_000_000),
+        };
+        let bodies = [
+            RecordBody::Window(Box::new(window)),
+            RecordBody::Labels(labels),
+            RecordBody::Terminal(terminal),
+            RecordBody::Dropped { records: 5, reason: "outbox full".into() },
+        ];
+        let records = bodies.into_iter().zip(1..).map(|(body, seq)| Record { boot, seq, body }).collect();
+        let batch = TelemetryBatch { schema: TELEMETRY_SCHEMA, device: "dev-1".parse().unwrap(), records };
+        assert_eq!(TelemetryBatch::parse(&batch.to_bytes().unwrap()).unwrap(), batch);
+        insta::assert_json_snapshot!("telemetry_v1", batch);
+    }
+
     #[test]
     fn acknowledgements_cover_the_prefix_and_the_islands() {
         let ack = BootAck { boot: BootId::from_random([0; 16]), contiguous: 4, extra: vec![(6, 7)] };

@@ -15,9 +15,23 @@ pub const LAST_BUCKET: u16 = 1_101;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sketch {
+    /// Written as sorted pairs: JSON has only text keys, and those do not survive serde's flattening.
+    #[serde(with = "pairs")]
     buckets: BTreeMap<u16, u64>,
     pub sum_us: u64,
     pub max_us: u64,
+}
+
+mod pairs {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::collections::BTreeMap;
+
+    pub(super) fn serialize<S: Serializer>(buckets: &BTreeMap<u16, u64>, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(buckets)
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<u16, u64>, D::Error> {
+        Ok(Vec::<(u16, u64)>::deserialize(d)?.into_iter().collect())
+    }
 }
 
 fn ln_gamma() -> f64 {

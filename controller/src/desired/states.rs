@@ -1,0 +1,183 @@
+//! The shell around [`decide`]: loads, signs and saves desired states.
+
+use super::{
+    compose::compose,
+    decide::{Decision, Reason, decide},
+    intent::{INTENT, Intent},
+};
+use crate::{
+    signing::signer::{OnlineKey, SignerError},
+    store::{Expect, FleetStore, Kind, Repository, StoreError, Transaction},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use edgefleet_shared::{
+    desired::{Desired, Settings},
+    ids::DeviceId,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+pub const DESIRED: Kind = Kind::new("desired");
+
+/// The last signed desired state of a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DesiredRecord {
+    pub desired: Desired,
+    /// Base64 of the envelope's exact bytes.
+    pub envelope: String,
+    /// Set while the device's claims are not believed; a person clears it by re-enrolling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
+}
+
+/// What to send to a device now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    pub generation: u64,
+    pub envelope: Vec<u8>,
+    /// Whether this call made it, rather than found it.
+    pub changed: bool,
+    /// The device was ahead of the store: its controller came back from a backup.
+    pub was_behind: bool,
+}
+
+/// Why a desired state could not be produced.
+#[derive(Debug, thiserror::Error)]
+pub enum DesiredError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("could not sign the desired state of {device}")]
+    Sign { device: DeviceId, source: SignerError },
+    #[error("device {device} is quarantined: {reason}")]
+    Quarantined { device: DeviceId, reason: String },
+    #[error("the stored envelope of {device} is damaged")]
+    Damaged { device: DeviceId },
+}
+
+/// Desired states of all devices. Cheap to clone.
+#[derive(Clone)]
+pub struct DesiredStates {
+    store: Arc<dyn FleetStore>,
+    records: Repository<DesiredRecord>,
+    intents: Repository<Intent>,
+    key: OnlineKey,
+    settings: Settings,
+}
+
+impl DesiredStates {
+    pub fn new(store: Arc<dyn FleetStore>, key: OnlineKey, settings: Settings) -> Self {
+        Self {
+            records: Repository::new(store.clone(), DESIRED),
+            intents: Repository::new(store.clone(), INTENT),
+            store,
+            key,
+            settings,
+        }
+    }
+
+    pub async fn stored(&self, device: &DeviceId) -> Result<Option<DesiredRecord>, StoreError> {
+        Ok(self.records.find_json(device.as_str()).await?.map(|found| found.value))
+    }
+
+    /// Devices that somebody wants something of.
+    pub async fn wanted_devices(&self) -> Result<Vec<DeviceId>, StoreError> {
+        let mut devices: Vec<_> =
+            self.intents.list_all("").await?.into_iter().map(|(_, intent)| intent.value.device).collect();
+        devices.dedup(); // ids start with the device, so equal ones are neighbours
+        Ok(devices)
+    }
+
+    /// Brings the desired state of `device` up to date with its intents and returns it; `None` if
+    /// nobody ever wanted anything of the device.
+    ///
+    /// # Errors
+    /// [`DesiredError`]. Nothing is handed out that is not saved.
+    pub async fn refresh(
+        &self,
+        device: &DeviceId,
+        reason: &Reason,
+        trust_version: u64,
+        now: Timestamp,
+    ) -> Result<Option<Outgoing>, DesiredError> {
+        loop {
+            let found = self.records.find_json(device.as_str()).await?;
+            let intents: Vec<_> = self
+                .intents
+                .list_all(&format!("{device}/"))
+                .await?
+                .into_iter()
+                .map(|(_, intent)| intent.value)
+                .collect();
+            if found.is_none() && intents.is_empty() && reason.nonce.is_none() {
+                return Ok(None);
+            }
+            if let Some(why) = found.as_ref().and_then(|f| f.value.quarantined.clone()) {
+                return Err(DesiredError::Quarantined { device: device.clone(), reason: why });
+            }
+            let stored = found.as_ref().map(|f| &f.value.desired);
+            let was_behind = reason.reported.unwrap_or(0) > stored.map_or(0, |desired| desired.generation);
+            let wanted = compose(device, &intents, &self.settings, trust_version);
+            let (desired, quarantined) = match decide(stored, wanted, reason, now) {
+                Decision::New(desired) | Decision::Resign(desired) => (desired, None),
+                Decision::Quarantine { stored: generation, reported } => {
+                    let why = format!("reports generation {reported}, {generation} was given out last");
+                    let Some(stored) = stored else {
+                        return Err(DesiredError::Quarantined { device: device.clone(), reason: why });
+                    };
+                    (stored.clone(), Some(why))
+                }
+                Decision::Keep => {
+                    let Some(found) = found else { return Ok(None) };
+                    let envelope = BASE64
+                        .decode(&found.value.envelope)
+                        .map_err(|_| DesiredError::Damaged { device: device.clone() })?;
+                    let generation = found.value.desired.generation;
+                    return Ok(Some(Outgoing { generation, envelope, changed: false, was_behind: false }));
+                }
+            };
+            let envelope = self
+                .key
+                .sign_desired(&desired)
+                .await
+                .map_err(|source| DesiredError::Sign { device: device.clone(), source })?;
+            let record = DesiredRecord {
+                envelope: BASE64.encode(&envelope),
+                quarantined: quarantined.clone(),
+                desired,
+            };
+            let expect = found.map_or(Expect::Absent, |f| Expect::Revision(f.revision));
+            let transaction = Transaction::new().put_json(DESIRED, device.as_str(), expect, &record)?;
+            match self.store.commit(transaction).await {
+                Ok(_) => {}
+                Err(StoreError::StaleRevision { .. }) => continue, // somebody was faster: look again
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(reason) = quarantined {
+                return Err(DesiredError::Quarantined { device: device.clone(), reason });
+            }
+            let generation = record.desired.generation;
+            return Ok(Some(Outgoing { generation, envelope, changed: true, was_behind }));
+        }
+    }
+
+    /// Devices whose desired state runs out within the renewal time.
+    pub async fn expiring(&self, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
+        let all = self.records.list_all("").await?;
+        let soon = now + super::decide::RENEW_BEFORE;
+        Ok(all
+            .into_iter()
+            .filter(|(_, record)| record.value.desired.expires <= soon)
+            .map(|(_, record)| record.value.desired.device)
+            .collect())
+    }
+
+    /// Forgets a removed device.
+    pub async fn forget(&self, device: &DeviceId) -> Result<(), StoreError> {
+        let mut transaction = Transaction::new().delete(DESIRED, device.as_str(), Expect::Any);
+        for (id, _) in self.intents.list_all(&format!("{device}/")).await? {
+            transaction = transaction.delete(INTENT, id, Expect::Any);
+        }
+        self.store.commit(transaction).await.map(|_| ())
+    }
+}

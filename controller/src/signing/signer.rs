@@ -1,0 +1,111 @@
+//! The controller's online key, behind a trait so that it may live in a PKCS#11 token or a KMS.
+
+use super::key_file::{self, KeyFileError};
+use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use edgefleet_shared::{
+    desired::Desired,
+    message::Command,
+    trust::{
+        Envelope, KeyId, PublicKey, SigningKey,
+        envelope::{COMMAND_TYPE, DESIRED_TYPE, Signature, pre_authentication},
+    },
+};
+use serde::Serialize;
+use std::{path::Path, sync::Arc};
+
+/// Why nothing was signed. Worth repeating later: a key file does not fail here, a remote one may.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignerError {
+    #[error("the key `{key}` could not sign: {reason}")]
+    Unavailable { key: KeyId, reason: String },
+    #[error("the document cannot be written as JSON: {reason}")]
+    Document { reason: String },
+}
+
+/// Something that signs with one Ed25519 key.
+#[async_trait]
+pub trait Signer: Send + Sync {
+    fn public(&self) -> PublicKey;
+
+    /// A signature over exactly `message`, 64 bytes.
+    ///
+    /// # Errors
+    /// [`SignerError::Unavailable`].
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError>;
+}
+
+/// A key read from a file.
+pub struct FileSigner(SigningKey);
+
+impl FileSigner {
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn open(path: &Path) -> Result<Self, KeyFileError> {
+        key_file::read_private(path).map(Self)
+    }
+}
+
+impl From<SigningKey> for FileSigner {
+    fn from(key: SigningKey) -> Self {
+        Self(key)
+    }
+}
+
+#[async_trait]
+impl Signer for FileSigner {
+    fn public(&self) -> PublicKey {
+        self.0.public()
+    }
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        Ok(self.0.sign(message))
+    }
+}
+
+/// Signs what the controller says to devices.
+#[derive(Clone)]
+pub struct OnlineKey {
+    signer: Arc<dyn Signer>,
+}
+
+impl OnlineKey {
+    pub fn new(signer: Arc<dyn Signer>) -> Self {
+        Self { signer }
+    }
+    pub fn id(&self) -> KeyId {
+        self.signer.public().id()
+    }
+
+    /// The envelope's bytes, ready for `desired`.
+    ///
+    /// # Errors
+    /// [`SignerError`].
+    pub async fn sign_desired(&self, desired: &Desired) -> Result<Vec<u8>, SignerError> {
+        self.seal(DESIRED_TYPE, desired).await
+    }
+
+    /// The envelope's bytes, ready for `command`.
+    ///
+    /// # Errors
+    /// [`SignerError`].
+    pub async fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
+        self.seal(COMMAND_TYPE, command).await
+    }
+
+    async fn seal<T: Serialize + Sync>(
+        &self,
+        payload_type: &str,
+        document: &T,
+    ) -> Result<Vec<u8>, SignerError> {
+        let payload =
+            serde_json::to_vec(document).map_err(|e| SignerError::Document { reason: e.to_string() })?;
+        let sig = self.signer.sign(&pre_authentication(payload_type, &payload)).await?;
+        let signature = Signature { keyid: self.id(), sig: BASE64.encode(sig) };
+        let envelope = Envelope {
+            payload_type: payload_type.to_owned(),
+            payload: BASE64.encode(&payload),
+            signatures: vec![signature],
+        };
+        Ok(envelope.to_bytes())
+    }
+}
