@@ -4,7 +4,7 @@ use crate::{
     broker::embedded::{Admission, Verdict},
     fleet::{
         Cause, FleetError, Sessions,
-        certificate::DeviceCertificate,
+        certificate::{DeviceCertificate, Serial},
         devices::{DevicePatch, DeviceQuery, DeviceState},
         testing::{ADDRESS, TestFleet, actor, expect_enrolled},
     },
@@ -181,4 +181,26 @@ async fn what_a_device_reports_is_kept_over_a_restart_and_never_becomes_a_label(
     assert!(known.matches(&"arch=riscv64,online=true".parse().unwrap()));
     assert!(!known.device.labels.contains_key("arch"));
     assert_eq!(test.fleet.counts().online, 1);
+}
+
+#[tokio::test]
+async fn a_broker_beside_us_gets_the_removed_serials_and_a_name_to_take_over_that_is_not_among_them() {
+    let test = TestFleet::new().await;
+    let (_, enrolled) = test.enrolled().await;
+    test.fleet.remove_device(&actor(), &enrolled.device, None).await.unwrap();
+    let life = std::time::Duration::from_secs(60);
+    let identity = test.fleet.ca().client_identity(&enrolled.device, life, test.clock.now()).unwrap();
+    let minted = DeviceCertificate::parse(&identity.chain[0]).unwrap();
+    assert_eq!(minted.device, enrolled.device);
+    assert!(test.fleet.admits(&minted.device, &minted.serial).is_err(), "good at the other broker only");
+    let list = test.fleet.revocation_list().await.unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(list.as_bytes()).unwrap();
+    let (_, list) = x509_parser::parse_x509_crl(&pem.contents).unwrap();
+    let serials: Vec<_> =
+        list.iter_revoked_certificates().map(|one| Serial::from_bytes(one.raw_serial())).collect();
+    let issued = DeviceCertificate::issued_by(&enrolled.certificate, test.fleet.ca().certificate()).unwrap();
+    assert_eq!(serials, [issued.serial]);
+    // Once it has expired it need not be named any more.
+    test.clock.advance(91 * crate::fleet::testing::DAY);
+    assert!(test.fleet.revoked_serials().await.unwrap().is_empty());
 }
