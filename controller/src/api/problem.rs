@@ -111,7 +111,6 @@ impl From<FleetError> for Problem {
     fn from(error: FleetError) -> Self {
         let status = match error.class() {
             Class::Invalid => StatusCode::BAD_REQUEST,
-            Class::Unauthenticated => StatusCode::UNAUTHORIZED,
             Class::Forbidden => StatusCode::FORBIDDEN,
             Class::NotFound => StatusCode::NOT_FOUND,
             Class::Conflict => StatusCode::CONFLICT,

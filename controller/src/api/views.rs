@@ -2,7 +2,6 @@
 
 use crate::{
     fleet::{
-        attributes::Labels,
         devices::DeviceState,
         index::Known,
         invites::{Invite, InviteState},
@@ -39,7 +38,7 @@ pub struct DeviceView {
     pub name: String,
     /// Set at the controller only.
     #[schema(example = json!({"site": "plant-7"}))]
-    pub labels: Labels,
+    pub labels: BTreeMap<String, String>,
     pub state: DeviceState,
     /// A known device waits for approval of a new key.
     pub new_key_pending: bool,
@@ -140,7 +139,7 @@ pub struct InviteRequest {
     /// Given to every device that comes with it.
     #[serde(default)]
     #[schema(example = json!({"site": "plant-7"}))]
-    pub labels: Labels,
+    pub labels: BTreeMap<String, String>,
     /// How many devices it may bring.
     #[schema(minimum = 1, maximum = 1_000_000, example = 50)]
     pub uses: u32,
@@ -156,7 +155,7 @@ pub struct InviteView {
     #[schema(value_type = String, example = "inv-k3v7q2m5x4ab")]
     pub id: InviteId,
     pub state: InviteState,
-    pub labels: Labels,
+    pub labels: BTreeMap<String, String>,
     pub uses: u32,
     pub used: u32,
     pub approval: bool,

@@ -92,6 +92,19 @@ pub fn create_private_dir(path: &Path) -> Result<(), DataDirError> {
 /// # Errors
 /// [`DataDirError::Io`].
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
+    write(path, bytes, 0o600)
+}
+
+/// Replaces `path` by `bytes`, readable by everybody, whole or not at all. For what another user's process
+/// must read and holds no secret: a revocation list for a broker beside us.
+///
+/// # Errors
+/// [`DataDirError::Io`].
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
+    write(path, bytes, 0o644)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DataDirError> {
     let fail = |action| move |source| DataDirError::Io { action, path: path.to_owned(), source };
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
@@ -102,7 +115,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
         _ => {}
     }
     let mut file =
-        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&part).map_err(fail("write"))?;
+        OpenOptions::new().create_new(true).write(true).mode(mode).open(&part).map_err(fail("write"))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail("write"))?;
     fs::rename(&part, path).map_err(fail("write"))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -155,6 +168,8 @@ mod tests {
         write_private(&path, b"two").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(read_small(&path).unwrap().unwrap(), b"two");
+        write_public(&path, b"list").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         fs::write(&path, vec![0; 70_000]).unwrap();
         assert!(matches!(read_small(&path), Err(DataDirError::TooLarge { .. })));
         assert!(read_small(&dir.path().join("none")).unwrap().is_none());

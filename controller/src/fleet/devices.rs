@@ -6,13 +6,10 @@
 use super::{
     Actor, Fleet, FleetError, Page,
     attributes::{Labels, check_labels, check_word},
-    ca::Revoked,
     certificate::Serial,
     index::Known,
 };
-use crate::store::{
-    Expect, Kind, Repository, Revision, StoreError, Transaction, Versioned, audit::AuditDraft,
-};
+use crate::store::{Expect, Kind, Revision, StoreError, Transaction, Versioned, audit::AuditDraft};
 use edgefleet_shared::{
     digest::BlobDigest,
     ids::{DeviceId, InviteId},
@@ -21,12 +18,11 @@ use edgefleet_shared::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt};
 
 pub(super) const DEVICE: Kind = Kind::new("device");
 pub(super) const DEVICE_KEY: Kind = Kind::new("device-key");
 pub(super) const STATUS: Kind = Kind::new("device-status");
-const REVOKED: Kind = Kind::new("revoked-serial");
 
 /// Certificates of a device that stay usable: the newest and those it may still hold because an answer was
 /// lost on the way.
@@ -124,15 +120,6 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyOwner {
     pub(super) device: DeviceId,
-}
-
-/// A certificate that must not be accepted although it has not expired.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RevokedSerial {
-    pub device: DeviceId,
-    pub serial: Serial,
-    pub at: Timestamp,
-    pub not_after: Timestamp,
 }
 
 /// What to change about a device.
@@ -286,31 +273,10 @@ impl Fleet {
             };
             self.change_device(actor, id, expected, "device.remove", change).await?
         };
+        tracing::info!(device = %id, by = actor.name(), "device.remove");
         let session_ended = self.end_session(id, true).await;
         self.record_presence(id, false, "removed").await?;
         Ok(Removal { device: self.index.get(id).unwrap_or(device), session_ended })
-    }
-
-    /// Certificates that must be refused although they have not expired, for a broker that cannot ask us.
-    ///
-    /// # Errors
-    /// Store errors.
-    pub async fn revoked_serials(&self) -> Result<Vec<RevokedSerial>, FleetError> {
-        let now = self.now();
-        let all = Repository::<RevokedSerial>::new(Arc::clone(&self.store), REVOKED).list_all("").await?;
-        Ok(all.into_iter().map(|(_, found)| found.value).filter(|one| one.not_after > now).collect())
-    }
-
-    /// The revocation list as PEM, for Mosquitto's `crlfile`. Write it anew after every removal and daily.
-    ///
-    /// # Errors
-    /// Store errors, [`FleetError::Ca`].
-    pub async fn revocation_list(&self) -> Result<String, FleetError> {
-        let revoked = self.revoked_serials().await?;
-        let revoked: Vec<_> =
-            revoked.into_iter().map(|one| Revoked { serial: one.serial, at: one.at }).collect();
-        let now = self.now();
-        Ok(self.ca.revocation_list(&revoked, now.as_millis(), now)?)
     }
 
     /// Reads, changes and writes a device with its audit entry, again if another writer was faster.
@@ -356,23 +322,6 @@ impl Fleet {
             }
         }
         Err(FleetError::Contended)
-    }
-
-    /// Adds the revocation of `certificates` that have not expired.
-    pub(super) fn revoke_in(
-        &self,
-        mut transaction: Transaction,
-        device: &DeviceId,
-        certificates: &[CertificateRecord],
-    ) -> Result<Transaction, FleetError> {
-        let at = self.now();
-        for certificate in certificates.iter().filter(|certificate| certificate.not_after > at) {
-            let CertificateRecord { serial, not_after, .. } = certificate.clone();
-            let revoked = RevokedSerial { device: device.clone(), serial, at, not_after };
-            let id = revoked.serial.to_string();
-            transaction = transaction.put_json(REVOKED, id, Expect::Any, &revoked)?;
-        }
-        Ok(transaction)
     }
 
     async fn end_session(&self, id: &DeviceId, for_good: bool) -> bool {

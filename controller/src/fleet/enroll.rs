@@ -84,6 +84,17 @@ impl Fleet {
             Err(_) => &self.counters.refused,
         };
         cell.fetch_add(1, Ordering::Relaxed);
+        match &result {
+            Ok(EnrollResponse::Enrolled(enrolled)) => {
+                tracing::info!(device = %enrolled.device, invite = %request.invite, %from, "device.enroll");
+            }
+            Ok(EnrollResponse::Pending { .. }) => {
+                tracing::info!(invite = %request.invite, %from, "a device waits for approval");
+            }
+            Err(error) => {
+                tracing::warn!(invite = %request.invite, %from, code = error.code(), "an enrolment was refused");
+            }
+        }
         result
     }
 

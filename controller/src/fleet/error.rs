@@ -12,8 +12,6 @@ use edgefleet_shared::ids::{DeviceId, InviteId};
 pub enum Class {
     /// The request itself is wrong.
     Invalid,
-    /// Who asks is not known.
-    Unauthenticated,
     /// Who asks may not.
     Forbidden,
     NotFound,

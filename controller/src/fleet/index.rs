@@ -39,6 +39,9 @@ pub struct Counts {
     pub online: usize,
 }
 
+/// Devices looked at in one go: the lock is held while so many pairs of pointers are copied.
+const CHUNK: usize = 512;
+
 #[derive(Default)]
 pub(super) struct DeviceIndex {
     known: RwLock<BTreeMap<DeviceId, Known>>,
@@ -78,25 +81,34 @@ impl DeviceIndex {
         self.known.read().get(id).cloned()
     }
 
-    /// Up to `limit` devices after `after` for which `keep` holds, and whether there are more.
+    /// Up to `limit` devices after `after` for which `keep` holds, and whether there are more. `keep` runs
+    /// without the lock: judging a large fleet must not hold up handshakes.
     pub(super) fn page(
         &self,
         after: Option<&DeviceId>,
         limit: usize,
         keep: impl Fn(&Known) -> bool,
     ) -> (Vec<Known>, bool) {
-        let known = self.known.read();
+        let mut after = after.cloned();
+        let mut found = Vec::new();
+        loop {
+            let chunk = self.chunk(after.as_ref());
+            let Some(last) = chunk.last() else { return (found, false) };
+            after = Some(last.device.id.clone());
+            for known in chunk.into_iter().filter(|known| keep(known)) {
+                if found.len() == limit {
+                    return (found, true);
+                }
+                found.push(known);
+            }
+        }
+    }
+
+    fn chunk(&self, after: Option<&DeviceId>) -> Vec<Known> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found: Vec<Known> = known
-            .range::<DeviceId, _>((start, Bound::Unbounded))
-            .map(|(_, known)| known)
-            .filter(|known| keep(known))
-            .take(limit.saturating_add(1))
-            .cloned()
-            .collect();
-        let more = found.len() > limit;
-        found.truncate(limit);
-        (found, more)
+        let known = self.known.read();
+        let rest = known.range::<DeviceId, _>((start, Bound::Unbounded));
+        rest.take(CHUNK).map(|(_, known)| known.clone()).collect()
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -10,7 +10,7 @@
 //! | `device` | device id, never deleted | [`devices::Device`] |
 //! | `device-key` | SHA-256 of a public key (hex) | the device that has or had it |
 //! | `device-status` | device id | [`devices::Status`]: presence, facts, last report |
-//! | `revoked-serial` | serial number | [`devices::RevokedSerial`] |
+//! | `revoked-serial` | serial number | [`revocation::RevokedSerial`] |
 //! | `invite` | invite id | [`invites::Invite`] |
 //! | `token` | token id | [`tokens::Token`] |
 
@@ -24,10 +24,15 @@ mod enroll;
 mod error;
 pub mod index;
 pub mod invites;
+pub mod revocation;
 pub mod roles;
 pub mod secret;
 pub mod server_names;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tokens;
 
 pub use enroll::Counters;

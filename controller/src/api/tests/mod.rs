@@ -1,1 +1,9 @@
-//! The API over real TLS.
+//! The API over real TLS on a real port.
+
+mod blobs;
+mod connections;
+mod description;
+mod enrolment;
+mod matrix;
+mod people;
+mod server;
