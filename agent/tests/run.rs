@@ -234,6 +234,43 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_hears_of_start_life_and_stop_even_without_a_controller() {
+    let broker = Arc::new(Broker::start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("agent");
+    let code = enroller(&broker, &Controller::new().trust).await;
+    assert!(finish(agent(&["enroll", &code], &data)).await.status.success());
+    broker.stop();
+
+    let socket = dir.path().join("notify");
+    let notify = tokio::net::UnixDatagram::bind(&socket).unwrap();
+    let mut command = agent(&["run"], &data);
+    command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "400000").stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let heard = async |wanted: &str| {
+        timeout(DEADLINE, async {
+            let mut buffer = [0; 256];
+            loop {
+                let length = notify.recv(&mut buffer).await.unwrap();
+                if text(&buffer[..length]).contains(wanted) {
+                    return;
+                }
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{wanted} did not come"));
+    };
+    heard("READY=1").await;
+    heard("WATCHDOG=1").await;
+    heard("WATCHDOG=1").await;
+    let pid = child.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
+    heard("STOPPING=1").await;
+    let status = timeout(Duration::from_secs(6), child.wait()).await.expect("it did not stop in time");
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
 /// A running agent and where it listens.
 struct Running {
     child: Child,
@@ -243,7 +280,8 @@ struct Running {
 
 impl Running {
     async fn start(data: &Path) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
+        let log =
+            std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
         let mut child = agent(&["run"], data).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let path = data.join("run/addresses.json");
         let addresses = timeout(DEADLINE, async {
@@ -274,9 +312,9 @@ impl Running {
         let request = Request::builder().uri(path).header("host", address).header("connection", "close");
         let boxed = match body {
             None => request.body(Empty::<Bytes>::new().boxed()),
-            Some(body) => {
-                request.method("POST").body(Full::new(Bytes::from(serde_json::to_vec(&body).unwrap())).boxed())
-            }
+            Some(body) => request
+                .method("POST")
+                .body(Full::new(Bytes::from(serde_json::to_vec(&body).unwrap())).boxed()),
         };
         let answer = timeout(DEADLINE, sender.send_request(boxed.unwrap())).await.unwrap().unwrap();
         let status = answer.status();
@@ -317,7 +355,11 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     assert!(text(&refused.stderr).contains("hint: run `edgefleet-agent enroll CODE"), "{refused:?}");
     let code = enroller(&broker, &controller.trust).await;
     let enrolled = finish(agent(&["enroll", &code, "--name", "cam-1"], &data)).await;
-    assert_eq!((enrolled.status.code(), text(&enrolled.stdout).as_str()), (Some(0), "dev-1\n"), "{enrolled:?}");
+    assert_eq!(
+        (enrolled.status.code(), text(&enrolled.stdout).as_str()),
+        (Some(0), "dev-1\n"),
+        "{enrolled:?}"
+    );
 
     let running = Running::start(&data).await;
     observer.wait_for(|m| presence(&m.payload, true)).await;
@@ -337,13 +379,27 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     observer.publish(&Channel::Desired.of(&device()), desired.clone()).await;
     let reported = controller.bring_to_commit(&mut observer).await;
     assert_eq!((reported.generation, reported.device.clone()), (1, device()));
-    assert_eq!(reported.slots.values().next().unwrap().active.as_ref().unwrap().bundle.to_string(), "digits@7");
+    assert_eq!(
+        reported.slots.values().next().unwrap().active.as_ref().unwrap().bundle.to_string(),
+        "digits@7"
+    );
     let answer = running.infer().await;
     assert_eq!(answer["model_version"], "7", "{answer}");
     let (status, metrics) = running.request(&running.metrics, "/metrics", None).await;
     assert!(status.is_success() && metrics.contains("edgefleet_"), "{metrics}");
 
-    // Windows and the terminal report come until they are acknowledged.
+    // Windows and the terminal report come until they are acknowledged. What was sent before is sent
+    // again at once because the controller asks for it.
+    let command = |id: &str, action: Action| DeviceCommand {
+        schema: MESSAGE_SCHEMA,
+        id: id.parse().unwrap(),
+        device: device(),
+        nonce: format!("nonce of {id}"),
+        deadline: now() + DAY,
+        action,
+    };
+    let again = seal(COMMAND_TYPE, &command("cmd-0", Action::Report), &[&controller.controller]);
+    observer.publish(&Channel::Command.of(&device()), again).await;
     let (mut windows, mut terminals) = (0, 0);
     while windows == 0 || terminals == 0 {
         let message = observer.wait_for(|m| m.topic == Channel::Telemetry.of(&device())).await;
@@ -362,23 +418,16 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     }
 
     // Only signed commands are answered, and only once.
-    let command = DeviceCommand {
-        schema: MESSAGE_SCHEMA,
-        id: "cmd-1".parse().unwrap(),
-        device: device(),
-        nonce: "n".into(),
-        deadline: now() + DAY,
-        action: Action::Ping,
-    };
-    let forged = seal(COMMAND_TYPE, &command, &[&controller.publisher]);
-    let good = seal(COMMAND_TYPE, &command, &[&controller.controller]);
-    let next = DeviceCommand { id: "cmd-2".parse().unwrap(), nonce: "m".into(), action: Action::Report, ..command };
-    let next = seal(COMMAND_TYPE, &next, &[&controller.controller]);
+    let forged = seal(COMMAND_TYPE, &command("cmd-1", Action::Ping), &[&controller.publisher]);
+    let good = seal(COMMAND_TYPE, &command("cmd-1", Action::Ping), &[&controller.controller]);
+    let next = seal(COMMAND_TYPE, &command("cmd-2", Action::Report), &[&controller.controller]);
     for raw in [&forged, &good, &good, &next] {
         observer.publish(&Channel::Command.of(&device()), raw.clone()).await;
     }
     for wanted in ["cmd-1", "cmd-2"] {
-        let reply = observer.wait_for(|m| m.topic == Channel::Reply.of(&device())).await;
+        let from_now_on = |m: &[u8]| !String::from_utf8_lossy(m).contains("cmd-0");
+        let topic = Channel::Reply.of(&device());
+        let reply = observer.wait_for(|m| m.topic == topic && from_now_on(&m.payload)).await;
         let reply: Reply = serde_json::from_slice(&reply.payload).unwrap();
         assert!(reply.ok);
         assert_eq!(reply.id.as_str(), wanted);
