@@ -7,7 +7,7 @@
 use super::{
     bundles::BundleStore,
     fetch::{Fetcher, Meter, Problem, chain},
-    machine::{Bundle, Effect, Event, Now, SlotState, Step, Work, step},
+    machine::{Bundle, Effect, Event, Now, SlotState, Work, step},
     transfer::TransferError,
 };
 pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
@@ -260,6 +260,10 @@ impl Updater {
             for (slot, event) in held {
                 self.dispatch(slot, event).await;
             }
+            if self.stalled.is_empty() {
+                self.refused = None; // it said that the disk was full
+                self.dirty = true;
+            }
         }
         let on_probation: Vec<_> = self
             .doc
@@ -333,7 +337,8 @@ impl Updater {
         let gone: Vec<_> = self.doc.slots.keys().filter(|name| !slots.contains_key(*name)).cloned().collect();
         for slot in gone {
             self.dispatch(slot.clone(), Event::Removed { generation }).await;
-            self.doc.slots.retain(|name, state| *name != slot || !state.unacked.is_empty());
+            let over = |state: &SlotState| state.wanted.is_none() && state.unacked.is_empty();
+            self.doc.slots.retain(|name, state| *name != slot || !over(state));
         }
         for (name, slot) in slots {
             self.world.host.thresholds(&name, slot.thresholds.clone());
