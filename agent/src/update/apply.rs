@@ -574,6 +574,9 @@ impl Updater {
                 });
             }
             Effect::Switch { ticket, to } => {
+                if std::mem::take(&mut self.dirty) {
+                    self.report(); // loading may take a while: people should see what it does
+                }
                 failpoint::hit("switch.before");
                 let result = self.activate(slot, &to).await;
                 failpoint::hit("switch.after");
@@ -608,10 +611,10 @@ impl Updater {
     }
 
     async fn activate(&self, slot: &SlotName, bundle: &Bundle) -> Result<(), Refusal> {
-        let manifest = self
-            .fetcher
-            .store
-            .manifest(bundle.digest)
+        let (store, digest) = (self.fetcher.store.clone(), bundle.digest);
+        let manifest = tokio::task::spawn_blocking(move || store.loadable(digest))
+            .await
+            .map_err(|e| self.refusal(RefusalCode::ActivationFailed, e.to_string()))?
             .map_err(|e| self.refusal(RefusalCode::ActivationFailed, chain(&e)))?;
         let files = self.fetcher.store.files(bundle.digest);
         let (name, attempt) = (bundle.name.clone(), bundle.attempt.clone());
@@ -696,3 +699,7 @@ fn fetched(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64, m
         let _ = tx.send(Internal::Slot(slot.clone(), Event::Fetched { ticket, bytes }));
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -40,7 +40,7 @@ impl From<BundleError> for Problem {
     fn from(error: BundleError) -> Self {
         let code = match error {
             BundleError::Io { .. } => RefusalCode::StorageFailed,
-            BundleError::Damaged { .. } => RefusalCode::DigestMismatch,
+            BundleError::Damaged { .. } | BundleError::DamagedBlob { .. } => RefusalCode::DigestMismatch,
             BundleError::Manifest { .. } => RefusalCode::ManifestInvalid,
         };
         Self::new(code, chain(&error))
