@@ -79,8 +79,7 @@ impl<T: Serialize + DeserializeOwned> DurableSlots<T> {
     /// Only if the folder cannot be made; damaged or unreadable files are [`Loaded::Lost`].
     pub fn open(dir: &Path, name: &'static str) -> io::Result<(Self, Loaded<T>)> {
         fs::create_dir_all(dir)?;
-        let mut slots =
-            Self { dir: dir.to_owned(), name, sequence: 0, next: Side::A, value: PhantomData };
+        let mut slots = Self { dir: dir.to_owned(), name, sequence: 0, next: Side::A, value: PhantomData };
         let mut best: Option<(u64, Side, T)> = None;
         let mut damage = Vec::new();
         for side in [Side::A, Side::B] {

@@ -4,13 +4,13 @@
 //! if it fails (disk full) the event waits and is tried again. Fetching and testing are jobs beside
 //! it, one per slot; a job that was replaced is aborted, and a late answer is known by its ticket.
 
+pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
 use super::{
     bundles::BundleStore,
     fetch::{Fetcher, Meter, Problem, chain},
     machine::{Bundle, Effect, Event, Now, SlotState, Work, step},
     transfer::TransferError,
 };
-pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
 use crate::{
     failpoint,
     store::{
@@ -90,9 +90,20 @@ struct Slots {
 enum Internal {
     Slot(SlotName, Event),
     /// The release envelope came: to be judged by the trust in force now.
-    Release { slot: SlotName, ticket: u64, raw: Vec<u8> },
-    Problem { slot: SlotName, ticket: u64, problem: Problem },
-    Trust { version: u64, result: Result<Bytes, TransferError> },
+    Release {
+        slot: SlotName,
+        ticket: u64,
+        raw: Vec<u8>,
+    },
+    Problem {
+        slot: SlotName,
+        ticket: u64,
+        problem: Problem,
+    },
+    Trust {
+        version: u64,
+        result: Result<Bytes, TransferError>,
+    },
 }
 
 /// Owns all slots of the device.
@@ -134,8 +145,7 @@ impl Updater {
         if let Some(reason) = trust.lost() {
             tracing::error!(reason, "trust state lost; asking the controller with a nonce");
         }
-        let (disk, loaded) =
-            DurableSlots::open(&config.data_dir, "slots").map_err(io(&config.data_dir))?;
+        let (disk, loaded) = DurableSlots::open(&config.data_dir, "slots").map_err(io(&config.data_dir))?;
         let doc: Slots = match loaded {
             Loaded::Value(doc) => doc,
             Loaded::Absent => Slots::default(),
@@ -300,7 +310,10 @@ impl Updater {
         match next.accept(&raw, &self.config.device, (self.config.clock)()) {
             Ok((desired, _)) if desired.slots.len() > MAX_SLOTS => {
                 let found = desired.slots.len();
-                self.refuse(RefusalCode::DocumentMalformed, format!("{found} slots, {MAX_SLOTS} are allowed"));
+                self.refuse(
+                    RefusalCode::DocumentMalformed,
+                    format!("{found} slots, {MAX_SLOTS} are allowed"),
+                );
             }
             Ok((desired, _)) => {
                 // Whatever is Known here may not have reached the slots before a kill: always applied.
@@ -379,7 +392,10 @@ impl Updater {
             Ok(Err(e)) => Some((RefusalCode::StorageFailed, chain(&e))),
             Err(e) => {
                 let code = if self.pending.is_some() { None } else { Some(RefusalCode::TrustBehind) };
-                Some((code.unwrap_or(e.code()), format!("trust document {version} did not come: {}", chain(&e))))
+                Some((
+                    code.unwrap_or(e.code()),
+                    format!("trust document {version} did not come: {}", chain(&e)),
+                ))
             }
         };
         self.dirty = true;
@@ -701,5 +717,5 @@ fn fetched(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64, m
 }
 
 #[cfg(test)]
-#[path = "apply_tests.rs"]
+#[path = "apply_tests/mod.rs"]
 mod tests;

@@ -93,7 +93,8 @@ impl Fetcher {
         }
         let digest = assigned.release.into();
         self.fetch(digest, size, self.store.blob_path(digest), None, watch).await?;
-        let missing = || Problem::new(RefusalCode::StorageFailed, format!("release {digest} cannot be read back"));
+        let missing =
+            || Problem::new(RefusalCode::StorageFailed, format!("release {digest} cannot be read back"));
         self.store.release(assigned.release, size).ok_or_else(missing)
     }
 
@@ -110,7 +111,8 @@ impl Fetcher {
         }
         let manifest = self.store.manifest(bundle.digest)?;
         if manifest.name() != bundle.name {
-            let message = format!("the manifest is of `{}`, the release of `{}`", manifest.name(), bundle.name);
+            let message =
+                format!("the manifest is of `{}`, the release of `{}`", manifest.name(), bundle.name);
             return Err(Problem::new(RefusalCode::ReleaseMismatch, message));
         }
         let classes = &manifest.compat.hardware;
@@ -122,7 +124,12 @@ impl Fetcher {
     }
 
     /// Every blob of the bundle, verified. Blobs already here are hashed again, not fetched.
-    pub(super) async fn blobs(&self, bundle: &Bundle, settings: &Settings, meter: &Meter) -> Result<(), Problem> {
+    pub(super) async fn blobs(
+        &self,
+        bundle: &Bundle,
+        settings: &Settings,
+        meter: &Meter,
+    ) -> Result<(), Problem> {
         let manifest = self.store.manifest(bundle.digest)?;
         let blobs = manifest.blobs();
         let total: u64 = blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add);
@@ -139,10 +146,14 @@ impl Fetcher {
             sum.saturating_add(blob.size.saturating_sub(self.store.started_bytes(blob.digest)))
         });
         if need > 0 {
-            let free = self.store.free_bytes().map_err(|e| Problem::new(RefusalCode::StorageFailed, e.to_string()))?;
+            let free = self
+                .store
+                .free_bytes()
+                .map_err(|e| Problem::new(RefusalCode::StorageFailed, e.to_string()))?;
             if free < need.saturating_add(self.reserve_bytes) {
                 let reserve = self.reserve_bytes;
-                let message = format!("{need} bytes to fetch and {reserve} to spare do not fit into {free} free");
+                let message =
+                    format!("{need} bytes to fetch and {reserve} to spare do not fit into {free} free");
                 return Err(Problem::new(RefusalCode::DiskFull, message));
             }
         }
@@ -162,7 +173,7 @@ impl Fetcher {
     }
 
     /// `settings` are given for what may go over HTTPS.
-    async fn fetch(
+    pub(super) async fn fetch(
         &self,
         digest: BlobDigest,
         size: u64,
@@ -187,7 +198,13 @@ impl Fetcher {
         self.over_mqtt(digest, size, &path, watch).await
     }
 
-    async fn over_mqtt(&self, digest: BlobDigest, size: u64, path: &Path, watch: &dyn Watch) -> Result<(), Problem> {
+    async fn over_mqtt(
+        &self,
+        digest: BlobDigest,
+        size: u64,
+        path: &Path,
+        watch: &dyn Watch,
+    ) -> Result<(), Problem> {
         Ok(self.blocks.blob(digest, size, path, watch).await?)
     }
 

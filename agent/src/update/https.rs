@@ -46,8 +46,7 @@ impl HttpsSource {
     /// `tls` presents the device's certificate and trusts the controller's CA only; `base` is
     /// `https://host:port`.
     pub fn new(tls: rustls::ClientConfig, base: &str) -> Self {
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Self { client, base: base.trim_end_matches('/').to_owned() }
     }
@@ -76,8 +75,9 @@ impl RangeSource for HttpsSource {
                 return Err(RangeError(format!("`{text}` answered another range: {range:?}")));
             }
         }
-        let stream = BodyStream::new(response.into_body().map_err(move |e| RangeError(format!("`{text}`: {e}"))))
-            .try_filter_map(|frame| async move { Ok(frame.into_data().ok()) });
+        let stream =
+            BodyStream::new(response.into_body().map_err(move |e| RangeError(format!("`{text}`: {e}"))))
+                .try_filter_map(|frame| async move { Ok(frame.into_data().ok()) });
         Ok(stream.boxed())
     }
 }
@@ -140,3 +140,7 @@ async fn pull(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "https_tests.rs"]
+mod tests;

@@ -84,8 +84,7 @@ impl PartFile {
         let (part, note) = (target.with_extension("part"), target.with_extension("note"));
         let io = |source| full_or(source, digest, size, &part);
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).open(&part).map_err(io)?;
+        let mut file = options.read(true).write(true).create(true).truncate(false).open(&part).map_err(io)?;
         let there = file.metadata().map_err(io)?.len().min(size);
         // A sector that cannot be read means starting over, not giving up.
         let (hasher, len) = hash_prefix(&mut file, noted_len(&note, there)).unwrap_or_default();

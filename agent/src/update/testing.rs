@@ -87,8 +87,12 @@ impl Signers {
         }
     }
     pub(crate) fn desired_document(&self, generation: u64, slots: &[(&str, Assigned)]) -> Desired {
-        let slot =
-            |active: &Assigned| SlotDesired { active: active.clone(), candidate: None, probation_secs: 60, thresholds: vec![] };
+        let slot = |active: &Assigned| SlotDesired {
+            active: active.clone(),
+            candidate: None,
+            probation_secs: 60,
+            thresholds: vec![],
+        };
         Desired {
             schema: DESIRED_SCHEMA,
             device: device(),

@@ -103,7 +103,7 @@ impl BlockLink for Server {
         let bytes = answers.iter().map(|f| f.payload.len() as u64).sum();
         self.largest_ask.fetch_max(bytes, Ordering::SeqCst);
         let f = self.faults;
-        if f.later > 0 && n % f.later == 0 {
+        if n.is_multiple_of(f.later) {
             answers.truncate(1);
             answers[0].payload = Bytes::new();
             answers[0].header.answer = BlockAnswer::Later { retry_after_ms: 7_000 };
@@ -115,19 +115,19 @@ impl BlockLink for Server {
         let mut out = vec![];
         for mut frame in answers {
             let n = self.frames.fetch_add(1, Ordering::SeqCst) + 1;
-            if n > self.stop_after.load(Ordering::SeqCst) || f.lose > 0 && n % f.lose == 0 {
+            if n > self.stop_after.load(Ordering::SeqCst) || n.is_multiple_of(f.lose) {
                 continue;
             }
             if f.cut_after > 0 && n == f.cut_after {
                 *self.down.lock() = Some(Instant::now() + Duration::from_secs(60));
                 break;
             }
-            if f.corrupt > 0 && n % f.corrupt == 0 && !frame.payload.is_empty() {
+            if n.is_multiple_of(f.corrupt) && !frame.payload.is_empty() {
                 let mut bad = frame.payload.to_vec();
                 bad[0] ^= 1;
                 frame.payload = bad.into();
             }
-            if f.duplicate > 0 && n % f.duplicate == 0 {
+            if n.is_multiple_of(f.duplicate) {
                 out.push(frame.clone());
             }
             out.push(frame);
@@ -192,10 +192,7 @@ async fn a_bad_link_costs_time_and_not_content() {
         ("answers backwards", Faults { reverse: true, ..Faults::default() }),
         ("cut for a minute", Faults { cut_after: 20, ..Faults::default() }),
         ("often told to come later", Faults { later: 3, ..Faults::default() }),
-        (
-            "all of it",
-            Faults { lose: 11, duplicate: 5, reverse: true, cut_after: 33, later: 5, corrupt: 0 },
-        ),
+        ("all of it", Faults { lose: 11, duplicate: 5, reverse: true, cut_after: 33, later: 5, corrupt: 0 }),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::new(faults, &[&data]);
@@ -273,8 +270,7 @@ async fn another_size_than_announced_is_refused_before_it_is_written() {
     let server = Server::new(Faults::default(), &[&data]);
     let target = dir.path().join("blob");
     for announced in [99_999, 100_001, 1] {
-        let error =
-            server.client().blob(BlobDigest::of(&data), announced, &target, &()).await.unwrap_err();
+        let error = server.client().blob(BlobDigest::of(&data), announced, &target, &()).await.unwrap_err();
         assert!(matches!(error, TransferError::Size { found: 100_000, .. }), "{announced}: {error}");
         assert_eq!(std::fs::metadata(target.with_extension("part")).unwrap().len(), 0);
     }

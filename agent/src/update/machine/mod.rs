@@ -49,29 +49,65 @@ pub enum Event {
     /// The process ends in good order: this run does not count as a failed boot.
     Stopping,
     /// The controller wants this of the slot, in an accepted desired state.
-    Desired { generation: u64, slot: SlotDesired },
+    Desired {
+        generation: u64,
+        slot: SlotDesired,
+    },
     /// The accepted desired state no longer has the slot.
-    Removed { generation: u64 },
+    Removed {
+        generation: u64,
+    },
     /// The assigned release is signed by the publisher and allowed here.
-    ReleaseChecked { ticket: u64, release: Release },
+    ReleaseChecked {
+        ticket: u64,
+        release: Release,
+    },
     /// The manifest is on disk, matches its digest and is sound.
-    ManifestReady { ticket: u64 },
-    Progress { ticket: u64, done_bytes: u64, total_bytes: u64 },
+    ManifestReady {
+        ticket: u64,
+    },
+    Progress {
+        ticket: u64,
+        done_bytes: u64,
+        total_bytes: u64,
+    },
     /// Every blob is on disk and verified.
-    BlobsReady { ticket: u64 },
+    BlobsReady {
+        ticket: u64,
+    },
     /// Bytes that came over the network for this attempt.
-    Fetched { ticket: u64, bytes: u64 },
+    Fetched {
+        ticket: u64,
+        bytes: u64,
+    },
     /// Fetching, testing or switching failed. `jitter`: 0 to 1000, spreads retries.
-    StepFailed { ticket: u64, refusal: Refusal, jitter: u32 },
-    Tested { ticket: u64 },
-    Switched { ticket: u64 },
+    StepFailed {
+        ticket: u64,
+        refusal: Refusal,
+        jitter: u32,
+    },
+    Tested {
+        ticket: u64,
+    },
+    Switched {
+        ticket: u64,
+    },
     /// The provisional bundle misbehaves.
-    HealthBad { reason: String },
+    HealthBad {
+        reason: String,
+    },
     /// A bundle that [`Effect::Activate`] named does not run.
-    ActivateFailed { refusal: Refusal },
-    TimerFired { ticket: u64 },
+    ActivateFailed {
+        refusal: Refusal,
+    },
+    TimerFired {
+        ticket: u64,
+    },
     /// The outbox has the terminal report of this attempt.
-    Acked { attempt: AttemptId, phase: Phase },
+    Acked {
+        attempt: AttemptId,
+        phase: Phase,
+    },
 }
 
 /// What the shell does, in order. A job of a slot replaces the one before.
@@ -81,18 +117,36 @@ pub enum Effect {
     Persist,
     /// End the slot's running job and timer, if any.
     StopJob,
-    FetchRelease { ticket: u64, assigned: Assigned },
-    FetchManifest { ticket: u64, bundle: Bundle },
-    FetchBlobs { ticket: u64, bundle: Bundle },
-    RunTest { ticket: u64, bundle: Bundle },
+    FetchRelease {
+        ticket: u64,
+        assigned: Assigned,
+    },
+    FetchManifest {
+        ticket: u64,
+        bundle: Bundle,
+    },
+    FetchBlobs {
+        ticket: u64,
+        bundle: Bundle,
+    },
+    RunTest {
+        ticket: u64,
+        bundle: Bundle,
+    },
     /// Swap the served bundle; answers with `Switched` or `StepFailed`.
-    Switch { ticket: u64, to: Bundle },
+    Switch {
+        ticket: u64,
+        to: Bundle,
+    },
     /// Serve this bundle from disk, at once: starting up, going back, or the same one under a new
     /// attempt. Idempotent.
     Activate(Bundle),
     /// Serve nothing in this slot.
     Deactivate,
-    StartTimer { ticket: u64, after: Duration },
+    StartTimer {
+        ticket: u64,
+        after: Duration,
+    },
     Terminal(TerminalReport),
     Report,
     CollectGarbage,
@@ -195,7 +249,10 @@ impl Run<'_> {
             (Step::Blobs, Event::BlobsReady { .. }) => self.enter(Step::Testing),
             (Step::Testing, Event::Tested { .. }) => self.enter(Step::Switching),
             (Step::Switching, Event::Switched { .. }) => self.switched(),
-            (Step::Release | Step::Manifest | Step::Blobs, Event::Progress { done_bytes, total_bytes, .. }) => {
+            (
+                Step::Release | Step::Manifest | Step::Blobs,
+                Event::Progress { done_bytes, total_bytes, .. },
+            ) => {
                 if done_bytes > target.done_bytes {
                     target.tries = 0;
                 }
@@ -324,7 +381,8 @@ impl Run<'_> {
             mark_ms: self.next.mark_ms,
             ..SlotState::default()
         };
-        let idle = self.next.active.is_none() && self.next.wanted.is_none() && self.next.work == Work::Settled;
+        let idle =
+            self.next.active.is_none() && self.next.wanted.is_none() && self.next.work == Work::Settled;
         self.next = gone;
         if !idle {
             self.effects.extend([
@@ -531,7 +589,8 @@ impl Run<'_> {
         let unacked = self.next.unacked.clone();
         if let Some(provisional) = &mut self.next.provisional {
             if provisional.boots >= MAX_FAILED_BOOTS {
-                let said = format!("{} starts in a row did not live to the end of probation", provisional.boots);
+                let said =
+                    format!("{} starts in a row did not live to the end of probation", provisional.boots);
                 self.go_back(RefusalCode::CrashLoop, said);
             } else {
                 provisional.boots += 1;

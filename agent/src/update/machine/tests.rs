@@ -20,7 +20,12 @@ fn assigned(counter: u64, attempt: u32) -> Assigned {
     }
 }
 fn wants(counter: u64, attempt: u32) -> SlotDesired {
-    SlotDesired { active: assigned(counter, attempt), candidate: None, probation_secs: 60, thresholds: vec![] }
+    SlotDesired {
+        active: assigned(counter, attempt),
+        candidate: None,
+        probation_secs: 60,
+        thresholds: vec![],
+    }
 }
 fn release(counter: u64) -> Release {
     Release {
