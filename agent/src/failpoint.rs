@@ -73,7 +73,8 @@ mod tests {
         let sources = [
             include_str!("store/durable.rs"),
             include_str!("store/trust_state.rs"),
-            include_str!("update/apply.rs"),
+            include_str!("update/apply/mod.rs"),
+            include_str!("update/apply/jobs.rs"),
             include_str!("update/bundles.rs"),
             include_str!("update/part.rs"),
         ];
