@@ -63,10 +63,13 @@ pub struct Config {
     pub body_limit: usize,
     /// Inference threads; 0 is one per core.
     pub threads: usize,
-    /// Requests of a slot that may wait.
+    /// Requests that may wait for a thread.
     pub queue: usize,
-    pub probe_memory: u64,
+    /// Beyond the peak a bundle declares.
+    pub probe_memory_headroom: u64,
     pub probe_timeout: Duration,
+    /// Put before the agent's own program when it starts itself; usually empty.
+    pub probe_runner: Vec<String>,
     pub outbox_records: usize,
     pub outbox_bytes: u64,
     pub log_level: String,
@@ -82,9 +85,10 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("http.body_limit", "16MiB", "largest request body"),
     ("metrics.listen", "127.0.0.1:8002", "Prometheus metrics; port 0 takes a free one"),
     ("serving.threads", "0", "inference threads, 0 is one per core"),
-    ("serving.queue", "64", "requests of a slot that may wait"),
-    ("probe.memory", "1GiB", "memory a bundle under test may use"),
-    ("probe.timeout", "120s", "time a bundle under test may take"),
+    ("serving.queue", "64", "requests that may wait for an inference thread"),
+    ("probe.memory_headroom", "32MiB", "memory a bundle under test may use beyond its declared peak"),
+    ("probe.timeout", "60s", "time a bundle under test may take"),
+    ("probe.runner", "", "program and arguments to start the test with, such as `qemu-aarch64`"),
     ("outbox.records", "20000", "telemetry records kept while offline"),
     ("outbox.bytes", "16MiB", "bytes of telemetry kept while offline"),
     (
@@ -264,7 +268,10 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     let body_limit = raw.take("http.body_limit", wrong, |text| bytes_within(text, 1024, 1 << 30));
     let threads = raw.take("serving.threads", wrong, |text| number_within(text, 0, 1024));
     let queue = raw.take("serving.queue", wrong, |text| number_within(text, 1, 100_000));
-    let probe_memory = raw.take("probe.memory", wrong, |text| bytes_within(text, 16 << 20, 1 << 40));
+    let probe_memory_headroom =
+        raw.take("probe.memory_headroom", wrong, |text| bytes_within(text, 1 << 20, 1 << 40));
+    let probe_runner =
+        raw.take("probe.runner", wrong, |text| Ok(text.split_whitespace().map(str::to_owned).collect()));
     let probe_timeout = raw.take("probe.timeout", wrong, |text| {
         duration_within(text, Duration::from_secs(1), Duration::from_secs(3600))
     });
@@ -289,8 +296,9 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         body_limit: usize::try_from(body_limit?).ok()?,
         threads: threads?,
         queue: queue?,
-        probe_memory: probe_memory?,
+        probe_memory_headroom: probe_memory_headroom?,
         probe_timeout: probe_timeout?,
+        probe_runner: probe_runner?,
         outbox_records: outbox_records?,
         outbox_bytes: outbox_bytes?,
         log_level: log_level?,

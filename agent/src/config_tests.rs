@@ -16,7 +16,7 @@ fn defaults_alone_are_a_valid_configuration() {
     let config = load(None, nothing(), []).unwrap();
     assert_eq!(config.http_listen, "127.0.0.1:8000".parse().unwrap());
     assert_eq!(config.metrics_listen, "127.0.0.1:8002".parse().unwrap());
-    assert_eq!(config.probe_timeout, Duration::from_secs(120));
+    assert_eq!(config.probe_timeout, Duration::from_secs(60));
     assert!(!config.allow_remote);
 }
 
@@ -38,7 +38,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 fn every_mistake_is_named_with_its_place_at_once() {
     let file = file(
         "data = \"\"\n[http]\nlisten = \"localhost\"\nbody_limit = 16\nlisten_on = 3\n\n[serving]\nqueue = 0\n\
-         [probe]\ntimeout = \"90\"\nmemory = [1]\n[oubox]\nrecords = 1\n",
+         [probe]\ntimeout = \"90\"\nmemory_headroom = [1]\n[oubox]\nrecords = 1\n",
     );
     let env = [("EDGEFLEET_AGENT_OUTBOX_SIZE".to_owned(), "1".to_owned())];
     let wrong = load(Some(file.path()), env, [("log.format", "xml".into())]).unwrap_err();
@@ -52,7 +52,7 @@ fn every_mistake_is_named_with_its_place_at_once() {
         "FILE:5: `http.listen_on` is not a setting",
         "FILE:8: `serving.queue` is `0`, 1 to 100000 are allowed",
         "FILE:10: `probe.timeout` is `90`, which has no unit; write `90s` or `90m`",
-        "FILE:11: `probe.memory` must be text",
+        "FILE:11: `probe.memory_headroom` must be text",
         "FILE:12: `oubox` is not a setting",
         "environment variable EDGEFLEET_AGENT_OUTBOX_SIZE: `outbox_size` is not a setting",
         "flag --log-format: `log.format` is `xml`, which is neither `text` nor `json`",

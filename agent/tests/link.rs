@@ -114,7 +114,7 @@ async fn messages_of_every_channel_and_size_pass_both_ways() {
 
 #[tokio::test]
 async fn a_broker_that_forgot_everything_is_subscribed_to_again() {
-    let mut broker = Broker::start().await;
+    let broker = Broker::start().await;
     let mut device_side = Device::start(&broker, 1);
     device_side.connected(1).await;
     broker.stop();
@@ -150,7 +150,7 @@ async fn a_killed_agent_is_announced_by_its_will_and_a_closed_one_by_itself() {
 
 #[tokio::test]
 async fn closing_ends_a_link_that_never_connected() {
-    let mut broker = Broker::start().await;
+    let broker = Broker::start().await;
     broker.stop();
     let mut device_side = Device::start(&broker, 1);
     device_side.wait_for(|event| matches!(event, LinkEvent::Disconnected { .. })).await;

@@ -87,3 +87,30 @@ pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic without words").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgefleet_shared::{bundle::BlobRef, digest::BlobDigest};
+
+    #[test]
+    fn a_device_takes_the_best_variant_meant_for_it_or_none() {
+        let here = std::env::consts::ARCH;
+        let artifact = |precision, target: &str| Artifact {
+            format: "onnx".into(),
+            precision,
+            blob: BlobRef { digest: BlobDigest::of(b"x"), size: 1 },
+            targets: (!target.is_empty()).then(|| target.to_owned()).into_iter().collect(),
+        };
+        use Precision::{F16, F32, Int8Qdq};
+        for (offered, chosen) in [
+            (vec![(Int8Qdq, ""), (F16, ""), (F32, "")], Some(F32)),
+            (vec![(Int8Qdq, here), (F32, "s390x")], Some(Int8Qdq)),
+            (vec![(F32, "s390x")], None),
+            (vec![], None),
+        ] {
+            let artifacts: Vec<_> = offered.into_iter().map(|(p, target)| artifact(p, target)).collect();
+            assert_eq!(choose_artifact(&artifacts).map(|a| a.precision), chosen, "{artifacts:?}");
+        }
+    }
+}

@@ -131,7 +131,7 @@ mod tests {
             assert_eq!(by_class.read(&outputs), [], "{name}");
         }
         for odd in [floats(&[1, 2], &[f32::NAN, f32::NAN]), floats(&[0, 3], &[]), floats(&[1, 0], &[])] {
-            assert_eq!(by_score.read(&[odd.clone()]), [], "{odd:?}");
+            assert_eq!(by_score.read(std::slice::from_ref(&odd)), [], "{odd:?}");
         }
     }
 }

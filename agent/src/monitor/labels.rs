@@ -9,10 +9,16 @@ use edgefleet_shared::{
     telemetry::{LabelCounts, window::MAX_KEYS},
     time::Timestamp,
 };
-use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::Arc,
+};
 
 /// Entries gathered before they are turned into records at once.
 const MAX_ENTRIES: usize = 1_024;
+/// Names that senders give themselves, told apart between two records; the rest is `local`.
+const MAX_NAMES: usize = 16;
 
 /// Who says what the truth is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +138,7 @@ struct Tally {
 pub struct LabelBook {
     tallies: BTreeMap<(u32, Timestamp, LabelSource), Tally>,
     unmatched: BTreeMap<(LabelSource, Unmatched), u64>,
+    names: BTreeSet<SourceName>,
 }
 
 impl LabelBook {
@@ -140,6 +147,17 @@ impl LabelBook {
     }
 
     pub fn count(&mut self, source: &LabelSource, found: &Result<Joined, Unmatched>) {
+        let source = match source {
+            LabelSource::Named(name) if !self.names.contains(name) => {
+                if self.names.len() < MAX_NAMES {
+                    self.names.insert(name.clone());
+                    source
+                } else {
+                    &LabelSource::Local
+                }
+            }
+            known => known,
+        };
         let joined = match found {
             Ok(joined) => joined,
             Err(reason) => {
@@ -180,6 +198,7 @@ impl LabelBook {
             confusion: vec![],
             unmatched: BTreeMap::new(),
         };
+        self.names.clear();
         let mut records: Vec<LabelCounts> = Vec::new();
         for ((_, bucket, source), tally) in std::mem::take(&mut self.tallies) {
             let name = |index| tally.subject.class_name(index);

@@ -12,7 +12,7 @@ pub mod window;
 
 pub use classes::{Class, ClassReader};
 pub use labels::{JoinSummary, LabelSource};
-pub use window::{ErrorCode, Moment, Observation, Outcome, Subject, WindowBuilder};
+pub use window::{ClassNames, ErrorCode, Moment, Observation, Outcome, Subject, WindowBuilder};
 
 use edgefleet_shared::{
     desired::Threshold,
@@ -227,10 +227,10 @@ impl Monitor {
     ) -> JoinSummary {
         let now = self.clock.now();
         let mut summary = JoinSummary::default();
-        let mut ring = self.ring.lock();
-        let mut book = self.labels.lock();
-        ring.expire(now.mono_ms);
+        self.ring.lock().expire(now.mono_ms);
         for (id, row, truth) in labels {
+            // Locked for each label: answering requests must not wait for a long list of labels.
+            let mut ring = self.ring.lock();
             let found = if id.device != self.config.device {
                 Err(labels::Unmatched::Foreign)
             } else if id.boot != self.config.boot {
@@ -242,16 +242,18 @@ impl Monitor {
                     None => Err(labels::Unmatched::Unknown),
                 }
             };
+            drop(ring);
             summary.count(&found);
+            let mut book = self.labels.lock();
             book.count(source, &found);
-        }
-        drop(ring);
-        if book.is_full() {
-            let home = self.home();
-            let records = book.drain(home.as_deref(), now);
+            let is_full = book.is_full();
             drop(book);
-            let mut inner = self.inner.lock();
-            records.into_iter().for_each(|record| inner.push(RecordBody::Labels(record)));
+            if is_full {
+                let home = self.home();
+                let records = self.labels.lock().drain(home.as_deref(), now);
+                let mut inner = self.inner.lock();
+                records.into_iter().for_each(|record| inner.push(RecordBody::Labels(record)));
+            }
         }
         summary
     }

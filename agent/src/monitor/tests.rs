@@ -24,7 +24,7 @@ pub(super) fn subject(model: &str, counter: u64, attempt: u32) -> Subject {
         bundle,
         role: Role::Primary,
         attempt: AttemptId { rollout: "r1".parse().unwrap(), number: attempt },
-        labels: ["zero", "one", "two", "three"].map(String::from).into(),
+        classes: Arc::new((&["zero", "one", "two", "three"].map(String::from)[..]).into()),
     }
 }
 

@@ -9,7 +9,11 @@ use edgefleet_shared::{
     telemetry::{Counts, Exceed, Latency, Role, Window, window::MAX_KEYS},
     time::Timestamp,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 /// Thresholds one window counts; a device is asked about a handful.
 const MAX_THRESHOLDS: usize = 64;
@@ -22,22 +26,41 @@ pub struct Subject {
     pub digest: BundleDigest,
     pub role: Role,
     pub attempt: AttemptId,
-    /// Class names by index, from the manifest.
-    pub labels: Arc<[String]>,
+    /// From the manifest.
+    pub classes: Arc<ClassNames>,
+}
+
+/// Class names by index and back, so that a label costs a look-up even among 100,000 classes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ClassNames {
+    names: Vec<String>,
+    by_name: HashMap<String, u32>,
+}
+
+impl From<&[String]> for ClassNames {
+    /// Where two classes share a name, the first has it.
+    fn from(names: &[String]) -> Self {
+        let mut by_name = HashMap::with_capacity(names.len());
+        for (index, name) in (0u32..).zip(names) {
+            by_name.entry(name.clone()).or_insert(index);
+        }
+        Self { names: names.to_vec(), by_name }
+    }
 }
 
 impl Subject {
     /// The label at `index`, or the number itself where there is no label.
     pub fn class_name(&self, index: u32) -> String {
-        self.labels.get(index as usize).cloned().unwrap_or_else(|| index.to_string())
+        self.classes.names.get(index as usize).cloned().unwrap_or_else(|| index.to_string())
     }
     /// A class by its name or, where no class has that name, by its index.
     pub fn class_index(&self, text: &str) -> Option<u32> {
-        if let Some(index) = self.labels.iter().position(|label| label == text) {
-            return u32::try_from(index).ok();
+        if let Some(index) = self.classes.by_name.get(text) {
+            return Some(*index);
         }
         let index: u32 = text.parse().ok()?;
-        (self.labels.is_empty() || (index as usize) < self.labels.len()).then_some(index)
+        let known = self.classes.names.len();
+        (known == 0 || (index as usize) < known).then_some(index)
     }
 }
 

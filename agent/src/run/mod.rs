@@ -31,7 +31,7 @@ use adapters::{
 };
 use addresses::Addresses;
 use arc_swap::ArcSwap;
-use edgefleet_shared::{ids::BootId, time::Timestamp};
+use edgefleet_shared::ids::BootId;
 use host::ServingHost;
 use lock::{DataLock, LockError};
 use renewal::Renewal;
@@ -194,7 +194,12 @@ impl Agent {
         let https = Arc::new(CurrentHttps(ArcSwap::from_pointee(https)));
         let run_id: String = boot.to_string().chars().take(8).collect();
         let blocks = Blocks::new(late_link.clone(), device.clone(), &run_id);
-        let probe = ProbeOptions { time_limit: config.probe_timeout, ..ProbeOptions::this_program() };
+        let probe = ProbeOptions {
+            runner: config.probe_runner.iter().map(Into::into).collect(),
+            time_limit: config.probe_timeout,
+            memory_headroom_bytes: config.probe_memory_headroom,
+            ..ProbeOptions::this_program()
+        };
         let (reports, latest) = watch::channel(None);
         let world = World {
             probe: Arc::new(ChildProbe(probe)),
@@ -212,7 +217,7 @@ impl Agent {
                 hardware: config.hardware.clone(),
                 reserve_bytes: DISK_RESERVE,
                 random: rand::random(),
-                clock: believable,
+                clock: crate::clock::now,
             },
             world,
         )?;
@@ -324,11 +329,6 @@ impl Agent {
         let pool = self.pool;
         tokio::task::spawn_blocking(move || pool.shutdown()).await.ok();
     }
-}
-
-/// For expiry of signed documents, which brings its own floor: the wall clock, if it can be right.
-fn believable() -> Timestamp {
-    crate::clock::now()
 }
 
 async fn open_outbox(config: &Config, boot: BootId) -> Result<(Outbox, OpenOutcome), RunError> {

@@ -89,7 +89,7 @@ impl SlotTable {
             digest: served.digest,
             role: Role::Primary,
             attempt: served.attempt.clone(),
-            labels: served.manifest.labels.as_slice().into(),
+            classes: Arc::new(served.manifest.labels.as_slice().into()),
         };
         let (drained, finished) = watch::channel(());
         let active = Arc::new(Active {

@@ -30,6 +30,8 @@ pub enum BundleError {
     Io { path: PathBuf, source: io::Error },
     #[error("manifest {digest} is not on disk as it should be")]
     Damaged { digest: BundleDigest },
+    #[error("model file {digest} is missing or damaged")]
+    DamagedBlob { digest: BlobDigest },
     #[error("manifest {digest} is not sound: {}", list(mistakes))]
     Manifest { digest: BundleDigest, mistakes: Vec<ManifestError> },
 }
@@ -101,6 +103,22 @@ impl BundleStore {
             return Err(BundleError::Damaged { digest });
         }
         Manifest::parse(&bytes).map_err(|mistakes| BundleError::Manifest { digest, mistakes })
+    }
+
+    /// Reads a manifest and hashes the model files it names once more, right before they are loaded:
+    /// what flash has forgotten must not be served. Damaged files are removed. Blocks.
+    ///
+    /// # Errors
+    /// [`BundleError`].
+    pub fn loadable(&self, digest: BundleDigest) -> Result<Manifest, BundleError> {
+        let manifest = self.manifest(digest)?;
+        for blob in manifest.artifacts.iter().map(|artifact| &artifact.blob) {
+            let path = self.blob_path(blob.digest);
+            if !self.has(&path, blob.digest, blob.size) {
+                return Err(BundleError::DamagedBlob { digest: blob.digest });
+            }
+        }
+        Ok(manifest)
     }
 
     /// Bytes free for us on the file system of the store.

@@ -40,7 +40,7 @@ impl From<BundleError> for Problem {
     fn from(error: BundleError) -> Self {
         let code = match error {
             BundleError::Io { .. } => RefusalCode::StorageFailed,
-            BundleError::Damaged { .. } => RefusalCode::DigestMismatch,
+            BundleError::Damaged { .. } | BundleError::DamagedBlob { .. } => RefusalCode::DigestMismatch,
             BundleError::Manifest { .. } => RefusalCode::ManifestInvalid,
         };
         Self::new(code, chain(&error))
@@ -173,7 +173,7 @@ impl Fetcher {
     }
 
     /// `settings` are given for what may go over HTTPS.
-    async fn fetch(
+    pub(super) async fn fetch(
         &self,
         digest: BlobDigest,
         size: u64,

@@ -140,3 +140,7 @@ async fn pull(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "https_tests.rs"]
+mod tests;

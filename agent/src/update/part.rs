@@ -3,7 +3,8 @@
 //! `<name>.part` holds the bytes, `<name>.note` a growing list of synced lengths, each with its CRC.
 //! The bytes are synced before the note that counts them, so a noted length can be believed after a
 //! power cut; what lies behind it is cut off at the next start. A hasher sees every byte once, on
-//! its way in or when the prefix is read again.
+//! its way in or when the prefix is read again. Writes go to the page cache at once, so that nothing of
+//! a transfer that was given up lands in the file later; only syncs leave the task.
 
 use crate::{failpoint, store::durable::sync_dir};
 use edgefleet_shared::{
@@ -11,13 +12,11 @@ use edgefleet_shared::{
     reported::RefusalCode,
 };
 use std::{
-    io::{self, SeekFrom},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
-use tokio::{
-    fs::{self, File, OpenOptions},
-    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
-};
+use tokio::task::spawn_blocking;
 
 /// Unsynced bytes at most. Together with [`WINDOW_BYTES`](super::transfer::WINDOW_BYTES) in flight
 /// this is what a kill can cost: 1 MiB.
@@ -74,42 +73,25 @@ impl PartFile {
     /// # Errors
     /// [`PartError::Io`] or [`PartError::DiskFull`].
     pub async fn open(target: &Path, digest: BlobDigest, size: u64) -> Result<Self, PartError> {
+        let path = target.to_owned();
+        let opened = spawn_blocking(move || Self::open_now(&path, digest, size)).await;
+        opened.unwrap_or_else(|e| {
+            Err(PartError::Io { digest, path: target.to_owned(), source: io::Error::other(e) })
+        })
+    }
+
+    fn open_now(target: &Path, digest: BlobDigest, size: u64) -> Result<Self, PartError> {
         let (part, note) = (target.with_extension("part"), target.with_extension("note"));
-        let io = |source| PartError::Io { digest, path: part.clone(), source };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&part)
-            .await
-            .map_err(|e| full_or(e, digest, size, &part))?;
-        let there = file.metadata().await.map_err(io)?.len();
-        let noted = noted_len(&note).await.min(size);
-        let mut hasher = DigestHasher::new();
-        let mut len = 0;
-        if noted > 0 && noted <= there {
-            let mut buffer = vec![0; 128 * 1024];
-            while len < noted {
-                let want = usize::try_from(noted - len).unwrap_or(usize::MAX).min(buffer.len());
-                match file.read(&mut buffer[..want]).await {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        hasher.update(&buffer[..n]);
-                        len += n as u64;
-                    }
-                    Err(_) => break, // a bad sector: start over
-                }
-            }
-            if len < noted {
-                (hasher, len) = (DigestHasher::new(), 0);
-            }
-        }
+        let io = |source| full_or(source, digest, size, &part);
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).open(&part).map_err(io)?;
+        let there = file.metadata().map_err(io)?.len().min(size);
+        // A sector that cannot be read means starting over, not giving up.
+        let (hasher, len) = hash_prefix(&mut file, noted_len(&note, there)).unwrap_or_default();
         if len == 0 {
-            let _ = fs::remove_file(&note).await; // counts bytes that are not there
+            let _ = fs::remove_file(&note); // it counts bytes that are not there
         }
-        file.set_len(len).await.map_err(io)?;
-        file.seek(SeekFrom::Start(len)).await.map_err(io)?;
+        file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len))).map_err(io)?;
         let target = target.to_owned();
         Ok(Self { digest, size, target, part, note, file, hasher: Hasher(hasher), len, synced: len })
     }
@@ -131,8 +113,8 @@ impl PartFile {
             return Err(PartError::TooLong { digest: self.digest, size: self.size });
         }
         self.hasher.0.update(bytes);
-        let written = self.file.write_all(bytes).await;
-        self.check(written).await?;
+        let written = self.file.write_all(bytes);
+        self.check(written)?;
         self.len += bytes.len() as u64;
         if self.len - self.synced >= SYNC_BYTES {
             self.sync().await?;
@@ -148,16 +130,18 @@ impl PartFile {
         if self.len == self.synced {
             return Ok(());
         }
-        let synced = async {
-            self.file.flush().await?;
-            self.file.sync_data().await
-        }
+        let (note, len) = (self.note.clone(), self.len);
+        let synced = self.file.try_clone();
+        let file = self.check(synced)?;
+        let noted = spawn_blocking(move || {
+            file.sync_data()?;
+            failpoint::hit("part.synced");
+            append_note(&note, len)?;
+            failpoint::hit("part.noted");
+            Ok(())
+        })
         .await;
-        self.check(synced).await?;
-        failpoint::hit("part.synced");
-        let noted = append_note(&self.note, self.len).await;
-        self.check(noted).await?;
-        failpoint::hit("part.noted");
+        self.check(noted.unwrap_or_else(|e| Err(io::Error::other(e))))?;
         self.synced = self.len;
         Ok(())
     }
@@ -169,47 +153,53 @@ impl PartFile {
     pub async fn finish(mut self) -> Result<(), PartError> {
         let found = BlobDigest::from_bytes(std::mem::take(&mut self.hasher.0).finish());
         if found != self.digest || self.len != self.size {
-            self.remove().await;
+            self.remove();
             return Err(PartError::DigestMismatch { wanted: self.digest, found });
         }
-        let synced = async {
-            self.file.flush().await?;
-            self.file.sync_all().await
-        }
-        .await;
-        self.check(synced).await?;
-        failpoint::hit("part.verified");
-        let moved = async {
-            fs::rename(&self.part, &self.target).await?;
+        let (part, target, note) = (self.part.clone(), self.target.clone(), self.note.clone());
+        let cloned = self.file.try_clone();
+        let file = self.check(cloned)?;
+        let moved = spawn_blocking(move || {
+            file.sync_all()?;
+            failpoint::hit("part.verified");
+            fs::rename(&part, &target)?;
             failpoint::hit("part.renamed");
-            let _ = fs::remove_file(&self.note).await;
-            if let Some(folder) = self.target.parent() {
-                sync_dir(folder)?;
-            }
-            Ok(())
-        }
+            let _ = fs::remove_file(&note);
+            target.parent().map_or(Ok(()), sync_dir)
+        })
         .await;
-        self.check(moved).await
+        self.check(moved.unwrap_or_else(|e| Err(io::Error::other(e))))
     }
 
-    async fn remove(&self) {
-        let _ = fs::remove_file(&self.part).await;
-        let _ = fs::remove_file(&self.note).await;
+    fn remove(&self) {
+        let _ = fs::remove_file(&self.part);
+        let _ = fs::remove_file(&self.note);
     }
 
     /// A full disk costs the part: telemetry and the serving bundle need the room more.
-    async fn check(&self, result: io::Result<()>) -> Result<(), PartError> {
-        match result {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                let error = full_or(e, self.digest, self.size, &self.part);
-                if matches!(error, PartError::DiskFull { .. }) {
-                    self.remove().await;
-                }
-                Err(error)
+    fn check<T>(&self, result: io::Result<T>) -> Result<T, PartError> {
+        result.map_err(|e| {
+            let error = full_or(e, self.digest, self.size, &self.part);
+            if matches!(error, PartError::DiskFull { .. }) {
+                self.remove();
             }
-        }
+            error
+        })
     }
+}
+
+/// Hashes the first `len` bytes and leaves the file behind them.
+fn hash_prefix(file: &mut File, len: u64) -> io::Result<(DigestHasher, u64)> {
+    let mut hasher = DigestHasher::new();
+    let mut left = len;
+    let mut buffer = vec![0; 128 * 1024];
+    while left > 0 {
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        file.read_exact(&mut buffer[..want])?;
+        hasher.update(&buffer[..want]);
+        left -= want as u64;
+    }
+    Ok((hasher, len))
 }
 
 fn full_or(source: io::Error, digest: BlobDigest, size: u64, path: &Path) -> PartError {
@@ -219,24 +209,24 @@ fn full_or(source: io::Error, digest: BlobDigest, size: u64, path: &Path) -> Par
     }
 }
 
-async fn append_note(path: &Path, len: u64) -> io::Result<()> {
+fn append_note(path: &Path, len: u64) -> io::Result<()> {
     let mut record = len.to_le_bytes().to_vec();
     record.extend_from_slice(&crc32fast::hash(&record).to_le_bytes());
-    let mut file = OpenOptions::new().append(true).create(true).open(path).await?;
-    file.write_all(&record).await?;
-    file.flush().await?;
-    file.sync_data().await
+    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+    file.write_all(&record)?;
+    file.sync_data()
 }
 
-/// The newest length that was noted whole; 0 without one. A torn tail costs one interval.
-async fn noted_len(path: &Path) -> u64 {
-    let Ok(bytes) = fs::read(path).await else { return 0 };
+/// The longest noted length that the file has; 0 without one. A torn tail costs one interval.
+fn noted_len(path: &Path, there: u64) -> u64 {
+    let Ok(bytes) = fs::read(path) else { return 0 };
     bytes
         .chunks_exact(NOTE)
         .filter_map(|record| {
             let (len, crc) = record.split_first_chunk::<8>()?;
             (crc32fast::hash(len).to_le_bytes() == *crc).then(|| u64::from_le_bytes(*len))
         })
+        .filter(|len| *len <= there)
         .max()
         .unwrap_or(0)
 }
@@ -288,7 +278,7 @@ mod tests {
         assert_eq!(whole.len(), 2 * NOTE);
         for cut in 0..whole.len() {
             std::fs::write(&note, &whole[..cut]).unwrap();
-            assert_eq!(noted_len(&note).await, if cut < NOTE { 0 } else { SYNC_BYTES }, "cut at {cut}");
+            assert_eq!(noted_len(&note, u64::MAX), if cut < NOTE { 0 } else { SYNC_BYTES }, "cut at {cut}");
         }
     }
 

@@ -35,6 +35,18 @@ impl Signers {
         let key = || SigningKey::from_pkcs8(&SigningKey::generate_pkcs8().unwrap()).unwrap();
         Self { root: key(), publisher: key(), controller: key() }
     }
+    /// Keys that a second process shares: read from `dir`, made there if missing.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn kept_in(dir: &std::path::Path) -> Self {
+        let key = |name: &str| {
+            let path = dir.join(name);
+            if !path.exists() {
+                std::fs::write(&path, SigningKey::generate_pkcs8().unwrap()).unwrap();
+            }
+            SigningKey::from_pkcs8(&std::fs::read(path).unwrap()).unwrap()
+        };
+        Self { root: key("root"), publisher: key("publisher"), controller: key("controller") }
+    }
     pub(crate) fn trust_document(&self, version: u64) -> Trust {
         let role = |key: &SigningKey| Role { keys: vec![key.public().id()], threshold: 1 };
         Trust {

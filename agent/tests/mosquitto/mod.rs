@@ -1,6 +1,7 @@
 //! A real Mosquitto with mutual TLS, its own certificate authority, and an observer that plays the
 //! controller.
 
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rumqttc::{
     AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, QoS, TlsConfiguration, Transport,
@@ -26,7 +27,7 @@ pub(crate) struct Broker {
     dir: tempfile::TempDir,
     ca: CertifiedIssuer<'static, KeyPair>,
     pub(crate) port: u16,
-    process: Option<Child>,
+    process: Mutex<Option<Child>>,
 }
 
 fn params(name: &str) -> CertificateParams {
@@ -60,13 +61,13 @@ impl Broker {
                 at("key.pem")
             ),
         );
-        let mut broker = Self { dir, ca, port, process: None };
+        let broker = Self { dir, ca, port, process: Mutex::new(None) };
         broker.restart().await;
         broker
     }
 
     /// Ends the broker and starts it again, with nothing remembered.
-    pub(crate) async fn restart(&mut self) {
+    pub(crate) async fn restart(&self) {
         self.stop();
         let process = Command::new("mosquitto")
             .arg("-c")
@@ -75,7 +76,7 @@ impl Broker {
             .stderr(Stdio::null())
             .spawn()
             .expect("install mosquitto (apt-get install mosquitto)");
-        self.process = Some(process);
+        *self.process.lock() = Some(process);
         let address = ("127.0.0.1", self.port);
         timeout(DEADLINE, async {
             while tokio::net::TcpStream::connect(address).await.is_err() {
@@ -86,11 +87,45 @@ impl Broker {
         .expect("mosquitto does not listen");
     }
 
-    pub(crate) fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
+    pub(crate) fn stop(&self) {
+        if let Some(mut process) = self.process.lock().take() {
             process.kill().ok();
             process.wait().ok();
         }
+    }
+
+    #[allow(dead_code, reason = "not every test enrols")]
+    pub(crate) fn ca_pem(&self) -> String {
+        self.ca.pem()
+    }
+
+    #[allow(dead_code, reason = "not every test enrols")]
+    pub(crate) fn ca_der(&self) -> Vec<u8> {
+        self.ca.der().to_vec()
+    }
+
+    /// A certificate for `name` with the key of the request.
+    #[allow(dead_code, reason = "not every test enrols")]
+    pub(crate) fn sign(&self, name: &str, csr: &str) -> String {
+        let mut request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+        request.params = params(name);
+        request.signed_by(&self.ca).unwrap().pem()
+    }
+
+    /// An HTTPS server named `localhost`; it shows leaf and CA.
+    #[allow(dead_code, reason = "not every test enrols")]
+    pub(crate) fn https(&self) -> Arc<rustls::ServerConfig> {
+        let key = KeyPair::generate().unwrap();
+        let leaf = params("localhost").signed_by(&key, &self.ca).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let chain = vec![leaf.der().clone(), CertificateDer::from(self.ca_der())];
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Arc::new(config)
     }
 
     /// What a client named `name` connects with.
@@ -118,7 +153,7 @@ impl Drop for Broker {
 
 /// Sees everything below `edgefleet/v1` and may publish anywhere.
 pub(crate) struct Observer {
-    pub(crate) client: AsyncClient,
+    client: AsyncClient,
     seen: mpsc::UnboundedReceiver<Publish>,
 }
 

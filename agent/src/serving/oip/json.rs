@@ -28,10 +28,9 @@ pub fn parse_data(name: &str, datatype: Datatype, shape: &[usize], text: &str) -
         )));
     }
     let mut out = Vec::with_capacity(wanted * datatype.size().unwrap_or(8));
-    let mut scan = Scan { text: text.as_bytes(), at: 0 };
     let mut open: Vec<usize> = Vec::new(); // elements seen in each open array
     let (mut count, mut deepest, mut ragged) = (0usize, 0usize, false);
-    while let Some(token) = scan.next() {
+    for token in (Scan { text: text.as_bytes(), at: 0 }) {
         match token {
             b"[" => {
                 if let Some(seen) = open.last_mut() {

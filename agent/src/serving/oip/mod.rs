@@ -25,3 +25,6 @@ pub enum OipError {
     #[error("{0}")]
     Model(String),
 }
+
+#[cfg(test)]
+mod tests;

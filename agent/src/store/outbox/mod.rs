@@ -140,7 +140,8 @@ impl Outbox {
     /// Stores a record without waiting for the disk.
     ///
     /// # Errors
-    /// [`OutboxError::Busy`] or [`OutboxError::Closed`]; the loss is counted.
+    /// [`OutboxError::Busy`] or [`OutboxError::Closed`]: the caller may keep it and try again. A record
+    /// that the disk refuses later is counted as lost.
     pub fn append_soon(&self, body: RecordBody) -> Result<(), OutboxError> {
         self.hand_in(body, None)
     }
@@ -150,12 +151,9 @@ impl Outbox {
         body: RecordBody,
         done: Option<oneshot::Sender<Result<u64, OutboxError>>>,
     ) -> Result<(), OutboxError> {
-        self.desk.try_send(Request::Append { body: Box::new(body), done }).map_err(|e| {
-            self.gauges.lost.fetch_add(1, Ordering::Relaxed);
-            match e {
-                TrySendError::Full(_) => OutboxError::Busy,
-                TrySendError::Disconnected(_) => OutboxError::Closed,
-            }
+        self.desk.try_send(Request::Append { body: Box::new(body), done }).map_err(|e| match e {
+            TrySendError::Full(_) => OutboxError::Busy,
+            TrySendError::Disconnected(_) => OutboxError::Closed,
         })
     }
 

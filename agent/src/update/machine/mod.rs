@@ -305,7 +305,7 @@ impl Run<'_> {
                 target.assigned = wanted;
                 if again {
                     // A new attempt does not sit out the pauses of the one before.
-                    (target.tries, target.corrupt) = (0, 0);
+                    (target.tries, target.corrupt, target.switch_tries) = (0, 0, 0);
                     let step = target.step;
                     self.effects.push(Effect::StopJob);
                     self.enter(step);
@@ -331,6 +331,7 @@ impl Run<'_> {
             meter: Meter::default(),
             tries: 0,
             corrupt: 0,
+            switch_tries: 0,
             boots: 0,
         });
         self.next.last_error = None;
@@ -480,18 +481,20 @@ impl Run<'_> {
                 target.corrupt += 1;
                 (target.corrupt, MAX_CORRUPT)
             }
+            (Retry::Now | Retry::Later, Step::Switching) => {
+                // Perhaps its files were damaged: verified, completed and tested before the next try.
+                target.switch_tries += 1;
+                target.step = Step::Manifest;
+                (target.switch_tries, MAX_SWITCH_TRIES)
+            }
             (Retry::Now | Retry::Later, step) => {
                 target.tries += 1;
-                let limit = match step {
-                    Step::Release | Step::Manifest | Step::Blobs => MAX_DOWNLOAD_TRIES,
-                    Step::Testing => MAX_PROBE_TRIES,
-                    Step::Switching => MAX_SWITCH_TRIES,
-                };
-                (target.tries, limit)
+                let download = step != Step::Testing;
+                (target.tries, if download { MAX_DOWNLOAD_TRIES } else { MAX_PROBE_TRIES })
             }
         };
         if count == 0 || count > limit {
-            return self.fail(refusal);
+            return self.fail(refusal, switching);
         }
         target.waiting = true;
         self.next.ticket += 1;
@@ -506,7 +509,9 @@ impl Run<'_> {
     }
 
     /// Ends the attempt that is under way.
-    fn fail(&mut self, refusal: Refusal) {
+    ///
+    /// `switching`: the server may have been touched.
+    fn fail(&mut self, refusal: Refusal, switching: bool) {
         let Work::Busy(target) = std::mem::take(&mut self.next.work) else { return };
         let installed = Installed {
             bundle: target.assigned.bundle.clone(),
@@ -514,7 +519,6 @@ impl Run<'_> {
             attempt: target.assigned.attempt.clone(),
         };
         let refusal = self.about(refusal, &installed);
-        let switching = target.step == Step::Switching;
         self.next.ticket += 1;
         self.next.last_error = None;
         self.next.work = Work::Failed(Failed {
@@ -603,11 +607,11 @@ impl Run<'_> {
                 if step == Step::Switching && boots > MAX_FAILED_BOOTS {
                     let said = format!("{MAX_FAILED_BOOTS} starts in a row ended while switching to it");
                     let refusal = self.refusal(RefusalCode::CrashLoop, said);
-                    self.fail(refusal);
+                    self.fail(refusal, true);
                 } else if step == Step::Testing && boots > MAX_TEST_BOOTS {
                     let said = format!("{MAX_TEST_BOOTS} starts in a row ended while testing it");
                     let refusal = self.refusal(RefusalCode::ProbeCrashed, said);
-                    self.fail(refusal);
+                    self.fail(refusal, false);
                 } else {
                     self.enter(step);
                 }

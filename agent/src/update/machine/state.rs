@@ -51,6 +51,8 @@ pub struct Target {
     pub tries: u32,
     /// Content that came whole and was not what its digest says.
     pub corrupt: u32,
+    /// Swaps that failed.
+    pub switch_tries: u32,
     /// Process starts that found this step unfinished.
     pub boots: u32,
 }

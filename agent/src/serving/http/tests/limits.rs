@@ -142,9 +142,12 @@ async fn connections_beyond_the_limit_are_told_to_come_back() {
     assert!(answer.error().contains("too many connections"), "{answer:?}");
 }
 
+/// Entered, and the condition and flag that let everybody out.
+type Gate = (Notify, parking_lot::Condvar, Mutex<bool>);
+
 /// A model that waits until it is let go.
-fn held() -> (Arc<ServedBundle>, Arc<(Notify, parking_lot::Condvar, Mutex<bool>)>) {
-    let gate = Arc::new((Notify::new(), parking_lot::Condvar::new(), Mutex::new(false)));
+fn held() -> (Arc<ServedBundle>, Arc<Gate>) {
+    let gate: Arc<Gate> = Arc::default();
     let inner = gate.clone();
     let model = move |inputs: &[Tensor]| {
         inner.0.notify_one();

@@ -94,3 +94,24 @@ async fn an_active_bundle_is_not_drained_and_a_removed_slot_is_gone() {
     assert!(server.state.slots().deactivate(&slot).is_none());
     assert_eq!(server.get("/v2/models/swap/ready").await.status, 404);
 }
+
+#[tokio::test]
+async fn a_switch_or_removal_cuts_the_window_at_once() {
+    let server = Server::start(vec![classifier(1)]).await;
+    let body = json_infer("image", Datatype::Fp32, &[1, 4], &serde_json::json!([1, 2, 3, 4]));
+    let cut = || -> Vec<u64> {
+        server.monitor.tick(); // young windows stay open
+        let records = server.kept.0.lock();
+        let windows =
+            records.iter().filter_map(|r| if let RecordBody::Window(w) = r { Some(w) } else { None });
+        windows.map(|window| window.bundle.counter).collect()
+    };
+    assert_eq!(server.post("/v2/models/digits/infer", &body).await.status, 200);
+    assert!(cut().is_empty(), "nothing has changed yet");
+    server.state.slots().activate(classifier(2));
+    assert_eq!(cut(), [1]);
+    assert_eq!(server.post("/v2/models/digits/infer", &body).await.status, 200);
+    assert_eq!(cut(), [1]);
+    server.state.slots().deactivate(&"digits".parse().unwrap());
+    assert_eq!(cut(), [1, 2]);
+}

@@ -5,10 +5,15 @@
 //! it, one per slot; a job that was replaced is aborted, and a late answer is known by its ticket.
 
 pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
+mod documents;
+mod jobs;
+#[cfg(test)]
+mod tests;
+
 use super::{
     bundles::BundleStore,
-    fetch::{Fetcher, Meter, Problem, chain},
-    machine::{Bundle, Effect, Event, Now, SlotState, Step, Work, step},
+    fetch::{Fetcher, Problem, chain},
+    machine::{Bundle, Effect, Event, Now, SlotState, Work, step},
     transfer::TransferError,
 };
 use crate::{
@@ -20,12 +25,12 @@ use crate::{
 };
 use bytes::Bytes;
 use edgefleet_shared::{
-    desired::{Desired, Settings},
+    desired::Settings,
     ids::{DeviceId, SlotName},
     message::TrustHead,
     reported::{Phase, Refusal, RefusalCode},
     time::Timestamp,
-    trust::{RoleName, TrustError},
+    trust::TrustError,
 };
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -33,7 +38,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -270,6 +275,10 @@ impl Updater {
             for (slot, event) in held {
                 self.dispatch(slot, event).await;
             }
+            if self.stalled.is_empty() {
+                self.refused = None; // it said that the disk was full
+                self.dirty = true;
+            }
         }
         let on_probation: Vec<_> = self
             .doc
@@ -298,118 +307,6 @@ impl Updater {
             }
         }
     }
-
-    // ---- documents ----
-
-    async fn desired(&mut self, raw: Bytes) {
-        let mut next = self.trust.trust().clone();
-        match next.accept(&raw, &self.config.device, (self.config.clock)()) {
-            Ok((desired, _)) if desired.slots.len() > MAX_SLOTS => {
-                let found = desired.slots.len();
-                self.refuse(
-                    RefusalCode::DocumentMalformed,
-                    format!("{found} slots, {MAX_SLOTS} are allowed"),
-                );
-            }
-            Ok((desired, _)) => {
-                // Whatever is Known here may not have reached the slots before a kill: always applied.
-                if let Err(e) = self.trust.set(next) {
-                    return self.refuse(storage_code(&e), chain(&e)); // comes again at the next connect
-                }
-                self.refused = None;
-                self.pending = None;
-                self.dirty = true;
-                self.apply(desired).await;
-            }
-            // Perhaps signed by keys that a trust document we lack brings.
-            Err(
-                e @ (TrustError::TrustBehind { .. }
-                | TrustError::Threshold { role: RoleName::Controller, .. }),
-            ) => {
-                self.pending = Some((raw, e));
-                self.fetch_trust();
-            }
-            Err(e) => self.refuse(RefusalCode::from(&e), chain(&e)),
-        }
-    }
-
-    async fn apply(&mut self, desired: Desired) {
-        let Desired { generation, slots, settings, .. } = desired;
-        if self.doc.settings != settings {
-            self.world.blocks.set_block_bytes(settings.block_bytes);
-            self.doc.settings = settings.clone();
-            self.settings.send_replace(settings);
-            if let Err(e) = self.persist().await {
-                tracing::error!(reason = chain(&e), "settings could not be saved");
-            }
-        }
-        let gone: Vec<_> = self.doc.slots.keys().filter(|name| !slots.contains_key(*name)).cloned().collect();
-        for slot in gone {
-            self.dispatch(slot.clone(), Event::Removed { generation }).await;
-            self.doc.slots.retain(|name, state| *name != slot || !state.unacked.is_empty());
-        }
-        for (name, slot) in slots {
-            self.world.host.thresholds(&name, slot.thresholds.clone());
-            self.dispatch(name, Event::Desired { generation, slot }).await;
-        }
-    }
-
-    fn refuse(&mut self, code: RefusalCode, message: String) {
-        tracing::warn!(%code, message, "document refused");
-        self.refused = Some(Refusal { subject: Some("desired state".into()), ..self.refusal(code, message) });
-        self.dirty = true;
-    }
-
-    fn refusal(&self, code: RefusalCode, message: String) -> Refusal {
-        let at = (self.config.clock)();
-        Refusal { code, retry: code.retry(), message, subject: None, attempt: None, generation: None, at }
-    }
-
-    /// Fetches the next trust document, unless that is under way.
-    fn fetch_trust(&mut self) {
-        if self.trust_job.is_some() {
-            return;
-        }
-        let Some(version) = self.trust.trust().trust.version.checked_add(1) else { return };
-        let (blocks, tx) = (self.world.blocks.clone(), self.internal.0.clone());
-        let job = tokio::spawn(async move {
-            let result = blocks.trust(version).await;
-            let _ = tx.send(Internal::Trust { version, result });
-        });
-        self.trust_job = Some(job.abort_handle());
-    }
-
-    async fn trust_came(&mut self, version: u64, result: Result<Bytes, TransferError>) {
-        self.trust_job = None;
-        let problem = match result.map(|raw| self.trust.advance(&raw)) {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(refused))) => Some((RefusalCode::from(&refused), chain(&refused))),
-            Ok(Err(e)) => Some((RefusalCode::StorageFailed, chain(&e))),
-            Err(e) => {
-                let code = if self.pending.is_some() { None } else { Some(RefusalCode::TrustBehind) };
-                Some((
-                    code.unwrap_or(e.code()),
-                    format!("trust document {version} did not come: {}", chain(&e)),
-                ))
-            }
-        };
-        self.dirty = true;
-        match problem {
-            None if self.trust_head > version => self.fetch_trust(),
-            None => {
-                if let Some((raw, _)) = self.pending.take() {
-                    self.desired(raw).await;
-                }
-            }
-            Some((code, said)) => match self.pending.take() {
-                // The document's own fault comes first; that nothing newer helps is the footnote.
-                Some((_, why)) => self.refuse(RefusalCode::from(&why), format!("{why} ({said})")),
-                None => self.refuse(code, said),
-            },
-        }
-    }
-
-    // ---- slots ----
 
     async fn internal(&mut self, internal: Internal) {
         match internal {
@@ -527,64 +424,15 @@ impl Updater {
                     job.abort();
                 }
             }
-            Effect::StartTimer { ticket, after } => {
-                let (tx, name) = (self.internal.0.clone(), slot.clone());
-                self.job(slot, async move {
-                    tokio::time::sleep(after).await;
-                    let _ = tx.send(Internal::Slot(name, Event::TimerFired { ticket }));
-                });
-            }
-            Effect::FetchRelease { ticket, assigned } => {
-                let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-                self.job(slot, async move {
-                    let meter = meter(&tx, &name, ticket);
-                    let result = fetcher.release(&assigned, &meter).await;
-                    fetched(&tx, &name, ticket, &meter);
-                    let _ = tx.send(match result {
-                        Ok(raw) => Internal::Release { slot: name, ticket, raw },
-                        Err(problem) => Internal::Problem { slot: name, ticket, problem },
-                    });
-                });
-            }
-            Effect::FetchManifest { ticket, bundle } => {
-                let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-                self.job(slot, async move {
-                    let meter = meter(&tx, &name, ticket);
-                    let result = fetcher.manifest(&bundle, &meter).await;
-                    fetched(&tx, &name, ticket, &meter);
-                    let _ = tx.send(match result {
-                        Ok(_) => Internal::Slot(name, Event::ManifestReady { ticket }),
-                        Err(problem) => Internal::Problem { slot: name, ticket, problem },
-                    });
-                });
-            }
-            Effect::FetchBlobs { ticket, bundle } => {
-                let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-                let settings = self.doc.settings.clone();
-                self.job(slot, async move {
-                    let meter = meter(&tx, &name, ticket);
-                    let result = fetcher.blobs(&bundle, &settings, &meter).await;
-                    fetched(&tx, &name, ticket, &meter);
-                    let _ = tx.send(match result {
-                        Ok(()) => Internal::Slot(name, Event::BlobsReady { ticket }),
-                        Err(problem) => Internal::Problem { slot: name, ticket, problem },
-                    });
-                });
-            }
-            Effect::RunTest { ticket, bundle } => {
-                let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-                let probe = self.world.probe.clone();
-                self.job(slot, async move {
-                    failpoint::hit("test.before");
-                    let result = test(probe.as_ref(), &fetcher.store, &bundle).await;
-                    failpoint::hit("test.after");
-                    let _ = tx.send(match result {
-                        Ok(()) => Internal::Slot(name, Event::Tested { ticket }),
-                        Err(problem) => Internal::Problem { slot: name, ticket, problem },
-                    });
-                });
-            }
+            Effect::StartTimer { ticket, after } => self.start_timer(slot, ticket, after),
+            Effect::FetchRelease { ticket, assigned } => self.fetch_release(slot, ticket, assigned),
+            Effect::FetchManifest { ticket, bundle } => self.fetch_manifest(slot, ticket, bundle),
+            Effect::FetchBlobs { ticket, bundle } => self.fetch_blobs(slot, ticket, bundle),
+            Effect::RunTest { ticket, bundle } => self.run_test(slot, ticket, bundle),
             Effect::Switch { ticket, to } => {
+                if std::mem::take(&mut self.dirty) {
+                    self.report(); // loading may take a while: people should see what it does
+                }
                 failpoint::hit("switch.before");
                 let result = self.activate(slot, &to).await;
                 failpoint::hit("switch.after");
@@ -619,10 +467,10 @@ impl Updater {
     }
 
     async fn activate(&self, slot: &SlotName, bundle: &Bundle) -> Result<(), Refusal> {
-        let manifest = self
-            .fetcher
-            .store
-            .manifest(bundle.digest)
+        let (store, digest) = (self.fetcher.store.clone(), bundle.digest);
+        let manifest = tokio::task::spawn_blocking(move || store.loadable(digest))
+            .await
+            .map_err(|e| self.refusal(RefusalCode::ActivationFailed, e.to_string()))?
             .map_err(|e| self.refusal(RefusalCode::ActivationFailed, chain(&e)))?;
         let files = self.fetcher.store.files(bundle.digest);
         let (name, attempt) = (bundle.name.clone(), bundle.attempt.clone());
@@ -650,13 +498,6 @@ impl Updater {
             }
         }
     }
-
-    fn job(&mut self, slot: &SlotName, work: impl Future<Output = ()> + Send + 'static) {
-        let handle = tokio::spawn(work).abort_handle();
-        if let Some(former) = self.jobs.insert(slot.clone(), handle) {
-            former.abort();
-        }
-    }
 }
 
 impl Drop for Updater {
@@ -667,43 +508,4 @@ impl Drop for Updater {
 
 fn storage_code(error: &SaveError) -> RefusalCode {
     if error.is_full() { RefusalCode::DiskFull } else { RefusalCode::StorageFailed }
-}
-
-async fn test(probe: &dyn Probe, store: &BundleStore, bundle: &Bundle) -> Result<(), Problem> {
-    let manifest = store.manifest(bundle.digest)?;
-    let verdict = probe.probe(store.files(bundle.digest), &manifest).await;
-    if verdict.digest != bundle.digest {
-        let said = format!("the probe judged {} instead of {}", verdict.digest, bundle.digest);
-        return Err(Problem::new(RefusalCode::ProbeUnavailable, said));
-    }
-    match verdict.failure {
-        Some(failure) => Err(Problem::new(failure.code, failure.message)),
-        None if verdict.ok => Ok(()),
-        None => Err(Problem::new(RefusalCode::ProbeUnavailable, "the probe said neither yes nor why not")),
-    }
-}
-
-/// Reports a job's progress, not more often than [`PROGRESS_PAUSE`].
-fn meter(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64) -> Meter {
-    let (tx, slot) = (tx.clone(), slot.clone());
-    let last = parking_lot::Mutex::new(None::<Instant>);
-    Meter {
-        received: Default::default(),
-        progress: Box::new(move |done_bytes, total_bytes| {
-            let mut last = last.lock();
-            let now = Instant::now();
-            if done_bytes == total_bytes || last.is_none_or(|at| now - at >= PROGRESS_PAUSE) {
-                *last = Some(now);
-                let event = Event::Progress { ticket, done_bytes, total_bytes };
-                let _ = tx.send(Internal::Slot(slot.clone(), event));
-            }
-        }),
-    }
-}
-
-fn fetched(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64, meter: &Meter) {
-    let bytes = meter.received.load(Ordering::Relaxed);
-    if bytes > 0 {
-        let _ = tx.send(Internal::Slot(slot.clone(), Event::Fetched { ticket, bytes }));
-    }
 }

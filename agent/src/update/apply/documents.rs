@@ -1,0 +1,124 @@
+//! Signed documents on their way in: desired states, and the trust documents they may need first.
+
+use super::{
+    super::{fetch::chain, transfer::TransferError},
+    Internal, MAX_SLOTS, Updater, storage_code,
+};
+use crate::update::machine::{Event, SlotState};
+use bytes::Bytes;
+use edgefleet_shared::{
+    desired::Desired,
+    reported::{Refusal, RefusalCode},
+    trust::{RoleName, TrustError},
+};
+
+impl Updater {
+    pub(super) async fn desired(&mut self, raw: Bytes) {
+        let mut next = self.trust.trust().clone();
+        match next.accept(&raw, &self.config.device, (self.config.clock)()) {
+            Ok((desired, _)) if desired.slots.len() > MAX_SLOTS => {
+                let found = desired.slots.len();
+                self.refuse(
+                    RefusalCode::DocumentMalformed,
+                    format!("{found} slots, {MAX_SLOTS} are allowed"),
+                );
+            }
+            Ok((desired, _)) => {
+                // Whatever is Known here may not have reached the slots before a kill: always applied.
+                if let Err(e) = self.trust.set(next) {
+                    return self.refuse(storage_code(&e), chain(&e)); // comes again at the next connect
+                }
+                self.refused = None;
+                self.pending = None;
+                self.dirty = true;
+                self.apply(desired).await;
+            }
+            // Perhaps signed by keys that a trust document we lack brings.
+            Err(
+                e @ (TrustError::TrustBehind { .. }
+                | TrustError::Threshold { role: RoleName::Controller, .. }),
+            ) => {
+                self.pending = Some((raw, e));
+                self.fetch_trust();
+            }
+            Err(e) => self.refuse(RefusalCode::from(&e), chain(&e)),
+        }
+    }
+
+    async fn apply(&mut self, desired: Desired) {
+        let Desired { generation, slots, settings, .. } = desired;
+        if self.doc.settings != settings {
+            self.world.blocks.set_block_bytes(settings.block_bytes);
+            self.doc.settings = settings.clone();
+            self.settings.send_replace(settings);
+            if let Err(e) = self.persist().await {
+                tracing::error!(reason = chain(&e), "settings could not be saved");
+            }
+        }
+        let gone: Vec<_> = self.doc.slots.keys().filter(|name| !slots.contains_key(*name)).cloned().collect();
+        for slot in gone {
+            self.dispatch(slot.clone(), Event::Removed { generation }).await;
+            let over = |state: &SlotState| state.wanted.is_none() && state.unacked.is_empty();
+            self.doc.slots.retain(|name, state| *name != slot || !over(state));
+        }
+        for (name, slot) in slots {
+            self.world.host.thresholds(&name, slot.thresholds.clone());
+            self.dispatch(name, Event::Desired { generation, slot }).await;
+        }
+    }
+
+    pub(super) fn refuse(&mut self, code: RefusalCode, message: String) {
+        tracing::warn!(%code, message, "document refused");
+        self.refused = Some(Refusal { subject: Some("desired state".into()), ..self.refusal(code, message) });
+        self.dirty = true;
+    }
+
+    pub(super) fn refusal(&self, code: RefusalCode, message: String) -> Refusal {
+        let at = (self.config.clock)();
+        Refusal { code, retry: code.retry(), message, subject: None, attempt: None, generation: None, at }
+    }
+
+    /// Fetches the next trust document, unless that is under way.
+    pub(super) fn fetch_trust(&mut self) {
+        if self.trust_job.is_some() {
+            return;
+        }
+        let Some(version) = self.trust.trust().trust.version.checked_add(1) else { return };
+        let (blocks, tx) = (self.world.blocks.clone(), self.internal.0.clone());
+        let job = tokio::spawn(async move {
+            let result = blocks.trust(version).await;
+            let _ = tx.send(Internal::Trust { version, result });
+        });
+        self.trust_job = Some(job.abort_handle());
+    }
+
+    pub(super) async fn trust_came(&mut self, version: u64, result: Result<Bytes, TransferError>) {
+        self.trust_job = None;
+        let problem = match result.map(|raw| self.trust.advance(&raw)) {
+            Ok(Ok(Ok(()))) => None,
+            Ok(Ok(Err(refused))) => Some((RefusalCode::from(&refused), chain(&refused))),
+            Ok(Err(e)) => Some((RefusalCode::StorageFailed, chain(&e))),
+            Err(e) => {
+                let code = if self.pending.is_some() { None } else { Some(RefusalCode::TrustBehind) };
+                Some((
+                    code.unwrap_or(e.code()),
+                    format!("trust document {version} did not come: {}", chain(&e)),
+                ))
+            }
+        };
+        self.dirty = true;
+        match problem {
+            None if self.trust_head > version => self.fetch_trust(),
+            None => {
+                if let Some((raw, _)) = self.pending.take() {
+                    self.desired(raw).await;
+                }
+            }
+            Some((code, said)) => match self.pending.take() {
+                // The document's own fault comes first; that nothing newer helps is the footnote.
+                Some((_, why)) => self.refuse(RefusalCode::from(&why), format!("{why} ({said})")),
+                None => self.refuse(code, said),
+            },
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What runs beside the updater's own task: fetching, testing, waiting. One job per slot; each ends by
+//! telling the updater, with the ticket it was started under.
+
+use super::{
+    super::{
+        bundles::BundleStore,
+        fetch::{Meter, Problem},
+        machine::{Bundle, Event},
+    },
+    Internal, PROGRESS_PAUSE, Probe, Updater,
+};
+use crate::failpoint;
+use edgefleet_shared::{desired::Assigned, ids::SlotName, reported::RefusalCode};
+use std::{sync::atomic::Ordering, time::Duration};
+use tokio::{sync::mpsc, time::Instant};
+
+impl Updater {
+    /// Runs `work` as the slot's job; the former one ends.
+    fn job(&mut self, slot: &SlotName, work: impl Future<Output = ()> + Send + 'static) {
+        let handle = tokio::spawn(work).abort_handle();
+        if let Some(former) = self.jobs.insert(slot.clone(), handle) {
+            former.abort();
+        }
+    }
+
+    pub(super) fn start_timer(&mut self, slot: &SlotName, ticket: u64, after: Duration) {
+        let (tx, name) = (self.internal.0.clone(), slot.clone());
+        self.job(slot, async move {
+            tokio::time::sleep(after).await;
+            let _ = tx.send(Internal::Slot(name, Event::TimerFired { ticket }));
+        });
+    }
+
+    pub(super) fn fetch_release(&mut self, slot: &SlotName, ticket: u64, assigned: Assigned) {
+        let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
+        self.job(slot, async move {
+            let meter = meter(&tx, &name, ticket);
+            let result = fetcher.release(&assigned, &meter).await;
+            fetched(&tx, &name, ticket, &meter);
+            let _ = tx.send(match result {
+                Ok(raw) => Internal::Release { slot: name, ticket, raw },
+                Err(problem) => Internal::Problem { slot: name, ticket, problem },
+            });
+        });
+    }
+
+    pub(super) fn fetch_manifest(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
+        let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
+        self.job(slot, async move {
+            let meter = meter(&tx, &name, ticket);
+            let result = fetcher.manifest(&bundle, &meter).await;
+            fetched(&tx, &name, ticket, &meter);
+            tell(&tx, name, ticket, result.map(|_| Event::ManifestReady { ticket }));
+        });
+    }
+
+    pub(super) fn fetch_blobs(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
+        let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
+        let settings = self.doc.settings.clone();
+        self.job(slot, async move {
+            let meter = meter(&tx, &name, ticket);
+            let result = fetcher.blobs(&bundle, &settings, &meter).await;
+            fetched(&tx, &name, ticket, &meter);
+            tell(&tx, name, ticket, result.map(|()| Event::BlobsReady { ticket }));
+        });
+    }
+
+    pub(super) fn run_test(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
+        let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
+        let probe = self.world.probe.clone();
+        self.job(slot, async move {
+            failpoint::hit("test.before");
+            let result = test(probe.as_ref(), &fetcher.store, &bundle).await;
+            failpoint::hit("test.after");
+            tell(&tx, name, ticket, result.map(|()| Event::Tested { ticket }));
+        });
+    }
+}
+
+fn tell(tx: &mpsc::UnboundedSender<Internal>, slot: SlotName, ticket: u64, result: Result<Event, Problem>) {
+    let _ = tx.send(match result {
+        Ok(event) => Internal::Slot(slot, event),
+        Err(problem) => Internal::Problem { slot, ticket, problem },
+    });
+}
+
+async fn test(probe: &dyn Probe, store: &BundleStore, bundle: &Bundle) -> Result<(), Problem> {
+    let manifest = store.manifest(bundle.digest)?;
+    let verdict = probe.probe(store.files(bundle.digest), &manifest).await;
+    if verdict.digest != bundle.digest {
+        let said = format!("the probe judged {} instead of {}", verdict.digest, bundle.digest);
+        return Err(Problem::new(RefusalCode::ProbeUnavailable, said));
+    }
+    match verdict.failure {
+        Some(failure) => Err(Problem::new(failure.code, failure.message)),
+        None if verdict.ok => Ok(()),
+        None => Err(Problem::new(RefusalCode::ProbeUnavailable, "the probe said neither yes nor why not")),
+    }
+}
+
+/// Reports a job's progress, not more often than [`PROGRESS_PAUSE`].
+fn meter(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64) -> Meter {
+    let (tx, slot) = (tx.clone(), slot.clone());
+    let last = parking_lot::Mutex::new(None::<Instant>);
+    Meter {
+        received: Default::default(),
+        progress: Box::new(move |done_bytes, total_bytes| {
+            let mut last = last.lock();
+            let now = Instant::now();
+            if done_bytes == total_bytes || last.is_none_or(|at| now - at >= PROGRESS_PAUSE) {
+                *last = Some(now);
+                let event = Event::Progress { ticket, done_bytes, total_bytes };
+                let _ = tx.send(Internal::Slot(slot.clone(), event));
+            }
+        }),
+    }
+}
+
+fn fetched(tx: &mpsc::UnboundedSender<Internal>, slot: &SlotName, ticket: u64, meter: &Meter) {
+    let bytes = meter.received.load(Ordering::Relaxed);
+    if bytes > 0 {
+        let _ = tx.send(Internal::Slot(slot.clone(), Event::Fetched { ticket, bytes }));
+    }
+}
