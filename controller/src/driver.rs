@@ -7,7 +7,8 @@ use crate::{
     assignments::{AssignError, Assignments},
     clock,
     desired::Reason,
-    link::{HandOut, Live},
+    fleet::Fleet,
+    link::HandOut,
     transfer::BlockServer,
 };
 use edgefleet_shared::ids::{DeviceId, RolloutId};
@@ -49,7 +50,7 @@ pub struct Driver {
     orders: mpsc::Receiver<Order>,
     assignments: Assignments,
     hand_out: Arc<HandOut>,
-    live: Arc<Live>,
+    fleet: Arc<Fleet>,
     blocks: Arc<BlockServer>,
 }
 
@@ -57,11 +58,11 @@ impl Driver {
     pub fn new(
         assignments: Assignments,
         hand_out: Arc<HandOut>,
-        live: Arc<Live>,
+        fleet: Arc<Fleet>,
         blocks: Arc<BlockServer>,
     ) -> (Self, DriverHandle) {
         let (sender, orders) = mpsc::channel(ORDERS);
-        (Self { orders, assignments, hand_out, live, blocks }, DriverHandle(sender))
+        (Self { orders, assignments, hand_out, fleet, blocks }, DriverHandle(sender))
     }
 
     /// Runs until every handle is gone. Starts with what an earlier process left undone.
@@ -132,8 +133,8 @@ impl Driver {
 
     /// What the device itself said last, so that an answer to its nonce is not lost by a change.
     fn reason(&self, device: &DeviceId) -> Reason {
-        let live = self.live.get(device);
-        match live.report {
+        let known = self.fleet.device(device).ok();
+        match known.as_ref().and_then(|known| known.status.reported.as_ref()) {
             Some(report) => Reason { reported: Some(report.generation), nonce: report.nonce.clone() },
             None => Reason::default(),
         }

@@ -4,6 +4,7 @@
 //! chunks that a kill may interrupt anywhere: the next start goes on where the saved cursor stands.
 
 mod record;
+mod roster;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -5,13 +5,15 @@ use super::{
     decide::{Decision, Reason, decide},
     intent::{INTENT, Intent},
 };
-use crate::store::{Expect, FleetStore, Kind, Repository, StoreError, Transaction};
+use crate::{
+    signing::signer::{OnlineKey, SignerError},
+    store::{Expect, FleetStore, Kind, Repository, StoreError, Transaction},
+};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
     desired::{Desired, Settings},
     ids::DeviceId,
     time::Timestamp,
-    trust::envelope::DESIRED_TYPE,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -27,15 +29,6 @@ pub struct DesiredRecord {
     /// Set while the device's claims are not believed; a person clears it by re-enrolling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
-}
-
-/// Signs with the controller's online key; the key itself may live elsewhere.
-pub trait Seal: Send + Sync {
-    /// Envelope bytes over `payload` of `payload_type`.
-    ///
-    /// # Errors
-    /// The signer's own words: a key file missing, a token removed.
-    fn seal(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>, String>;
 }
 
 /// What to send to a device now.
@@ -54,8 +47,8 @@ pub struct Outgoing {
 pub enum DesiredError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("could not sign the desired state of {device}: {reason}")]
-    Sign { device: DeviceId, reason: String },
+    #[error("could not sign the desired state of {device}")]
+    Sign { device: DeviceId, source: SignerError },
     #[error("device {device} is quarantined: {reason}")]
     Quarantined { device: DeviceId, reason: String },
     #[error("the stored envelope of {device} is damaged")]
@@ -68,17 +61,17 @@ pub struct DesiredStates {
     store: Arc<dyn FleetStore>,
     records: Repository<DesiredRecord>,
     intents: Repository<Intent>,
-    signer: Arc<dyn Seal>,
+    key: OnlineKey,
     settings: Settings,
 }
 
 impl DesiredStates {
-    pub fn new(store: Arc<dyn FleetStore>, signer: Arc<dyn Seal>, settings: Settings) -> Self {
+    pub fn new(store: Arc<dyn FleetStore>, key: OnlineKey, settings: Settings) -> Self {
         Self {
             records: Repository::new(store.clone(), DESIRED),
             intents: Repository::new(store.clone(), INTENT),
             store,
-            signer,
+            key,
             settings,
         }
     }
@@ -143,11 +136,11 @@ impl DesiredStates {
                     return Ok(Some(Outgoing { generation, envelope, changed: false, was_behind: false }));
                 }
             };
-            let payload = serde_json::to_vec(&desired).unwrap_or_default(); // plain data: cannot fail
             let envelope = self
-                .signer
-                .seal(DESIRED_TYPE, &payload)
-                .map_err(|reason| DesiredError::Sign { device: device.clone(), reason })?;
+                .key
+                .sign_desired(&desired)
+                .await
+                .map_err(|source| DesiredError::Sign { device: device.clone(), source })?;
             let record = DesiredRecord {
                 envelope: BASE64.encode(&envelope),
                 quarantined: quarantined.clone(),

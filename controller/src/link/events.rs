@@ -1,10 +1,11 @@
 //! Routes what devices say.
 
-use super::{handout::HandOut, live::Live};
+use super::{handout::HandOut, takeovers::Takeovers};
 use crate::{
     broker::{BrokerEvent, Upstream},
     clock,
     desired::Reason,
+    fleet::Fleet,
     ingest::IngestQueue,
     transfer::BlockServer,
 };
@@ -15,6 +16,7 @@ use edgefleet_shared::{
     reported::{REPORTED_SCHEMA, Reported},
     topics::{Channel, MAX_PAYLOAD_BYTES},
 };
+use parking_lot::Mutex;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -32,13 +34,14 @@ pub struct EventTotals {
 
 /// Everything one event may touch.
 pub struct EventLoop {
-    pub live: Arc<Live>,
+    pub fleet: Arc<Fleet>,
     pub hand_out: Arc<HandOut>,
     pub ingest: IngestQueue,
     pub blocks: Arc<BlockServer>,
     /// Answers to commands, for whoever waits for one.
     pub replies: broadcast::Sender<Reply>,
     pub totals: Arc<EventTotals>,
+    pub takeovers: Mutex<Takeovers>,
 }
 
 impl EventLoop {
@@ -50,20 +53,19 @@ impl EventLoop {
     }
 
     async fn handle(&self, event: BrokerEvent) {
-        let now = clock::now();
         match event {
             BrokerEvent::Message { device, channel, payload, retained } => {
                 self.totals.messages.fetch_add(1, Ordering::Relaxed);
                 self.message(device, channel, payload, retained).await;
             }
             // The device's own presence and report follow; they say more.
-            BrokerEvent::Connected { device, .. } => self.live.seen(&device, now),
+            BrokerEvent::Connected { device, .. } => self.fleet.record_seen(&device),
             BrokerEvent::Disconnected { device, reason, .. } => {
-                self.live.presence(&device, false, &reason.to_string(), now);
+                self.presence(&device, false, &reason.to_string()).await;
             }
             BrokerEvent::Takeover { device } => {
                 self.totals.takeovers.fetch_add(1, Ordering::Relaxed);
-                if self.live.taken_over(&device, now) {
+                if self.takeovers.lock().note(&device, clock::now()) {
                     tracing::error!(%device, "duplicate-identity: two agents use this identity in turns; re-enrol one of them");
                 }
             }
@@ -82,13 +84,13 @@ impl EventLoop {
                 Ok(presence) if presence.device == device => {
                     // A stored "online" of an external broker is old news until the device speaks.
                     let online = presence.online && !retained;
-                    self.live.presence(&device, online, &presence.reason, clock::now());
+                    self.presence(&device, online, &presence.reason).await;
                 }
                 Ok(_) => self.malformed(&device, channel, "names another device"),
                 Err(error) => self.malformed(&device, channel, &error.to_string()),
             },
             Channel::Telemetry => {
-                self.live.seen(&device, clock::now());
+                self.fleet.record_seen(&device);
                 if let Err(error) = self.ingest.offer(&device, &payload) {
                     tracing::warn!(%device, %error, "telemetry.defer");
                 }
@@ -118,10 +120,12 @@ impl EventLoop {
             return;
         }
         let reason = Reason { reported: Some(report.generation), nonce: report.nonce.clone() };
-        let first = self.live.get(&device).boot != Some(report.boot) || !self.live.get(&device).online;
+        let Ok(known) = self.fleet.device(&device) else { return };
+        let last = known.status.reported.as_ref().map(|last| last.boot);
+        let first = !known.status.online || last != Some(report.boot);
         let generation = report.generation;
-        self.live.presence(&device, true, "reported", clock::now());
-        if let Err(error) = self.live.reported(report, clock::now()).await {
+        self.presence(&device, true, "online").await;
+        if let Err(error) = self.fleet.record_report(report).await {
             tracing::error!(%device, %error, "report.store");
         }
         // Behind, ahead, without state, or new on the line: (re)send what it should be.
@@ -136,6 +140,12 @@ impl EventLoop {
         };
         if first || generation != current || reason.nonce.is_some() {
             self.hand_out.send(&device, &reason, true).await;
+        }
+    }
+
+    async fn presence(&self, device: &DeviceId, online: bool, reason: &str) {
+        if let Err(error) = self.fleet.record_presence(device, online, reason).await {
+            tracing::error!(%device, %error, "presence.store");
         }
     }
 

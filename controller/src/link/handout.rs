@@ -5,28 +5,22 @@ use crate::{
     broker::{Broker, Message, Qos},
     clock,
     desired::{DesiredError, DesiredStates, Reason},
+    signing::trust_store::TrustStore,
 };
 use edgefleet_shared::{
-    digest::EnvelopeDigest,
     ids::DeviceId,
-    message::{MESSAGE_SCHEMA, TrustHead},
     topics::{Channel, TRUST_HEAD},
 };
 use std::sync::Arc;
 
-/// The newest trust document.
-pub trait TrustInfo: Send + Sync {
-    fn head(&self) -> (u64, EnvelopeDigest);
-}
-
 pub struct HandOut {
     states: DesiredStates,
     broker: Arc<dyn Broker>,
-    trust: Arc<dyn TrustInfo>,
+    trust: Arc<TrustStore>,
 }
 
 impl HandOut {
-    pub fn new(states: DesiredStates, broker: Arc<dyn Broker>, trust: Arc<dyn TrustInfo>) -> Self {
+    pub fn new(states: DesiredStates, broker: Arc<dyn Broker>, trust: Arc<TrustStore>) -> Self {
         Self { states, broker, trust }
     }
 
@@ -38,7 +32,7 @@ impl HandOut {
     ///
     /// Errors are logged here: the next connect, report or pass of the driver tries again.
     pub async fn send(&self, device: &DeviceId, reason: &Reason, always: bool) {
-        let (trust_version, _) = self.trust.head();
+        let trust_version = self.trust.head().version;
         let outgoing = match self.states.refresh(device, reason, trust_version, clock::now()).await {
             Ok(Some(outgoing)) => outgoing,
             Ok(None) => return,
@@ -74,8 +68,7 @@ impl HandOut {
 
     /// Tells every device where the chain of trust ends.
     pub async fn announce_trust(&self) {
-        let (version, digest) = self.trust.head();
-        let head = TrustHead { schema: MESSAGE_SCHEMA, version, digest };
+        let head = self.trust.head();
         let message = Message {
             topic: TRUST_HEAD.to_owned(),
             payload: serde_json::to_vec(&head).unwrap_or_default().into(), // plain data: cannot fail

@@ -1,12 +1,12 @@
 //! The controller's end of every device conversation: broker events in, desired states out.
 //!
-//! Level-triggered: whatever a device missed, it gets again when it connects or reports. [`live`]
-//! holds what is known right now, [`handout`] sends desired states, [`events`] routes messages.
+//! Level-triggered: whatever a device missed, it gets again when it connects or reports. [`handout`]
+//! sends desired states, [`events`] routes messages; what a device last said lives in the fleet.
 
 mod events;
 mod handout;
-mod live;
+mod takeovers;
 
 pub use events::{EventLoop, EventTotals};
-pub use handout::{HandOut, TrustInfo};
-pub use live::{Live, LiveDevice};
+pub use handout::HandOut;
+pub use takeovers::Takeovers;

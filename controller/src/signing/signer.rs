@@ -1,9 +1,7 @@
 //! The controller's online key, behind a trait so that it may live in a PKCS#11 token or a KMS.
-//!
-//! Signing blocks: a file's key takes microseconds; a remote one bounds its own wait.
 
 use super::key_file::{self, KeyFileError};
-use crate::desired::Seal;
+use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
     desired::Desired,
@@ -26,6 +24,7 @@ pub enum SignerError {
 }
 
 /// Something that signs with one Ed25519 key.
+#[async_trait]
 pub trait Signer: Send + Sync {
     fn public(&self) -> PublicKey;
 
@@ -33,7 +32,7 @@ pub trait Signer: Send + Sync {
     ///
     /// # Errors
     /// [`SignerError::Unavailable`].
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError>;
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError>;
 }
 
 /// A key read from a file.
@@ -53,11 +52,12 @@ impl From<SigningKey> for FileSigner {
     }
 }
 
+#[async_trait]
 impl Signer for FileSigner {
     fn public(&self) -> PublicKey {
         self.0.public()
     }
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
         Ok(self.0.sign(message))
     }
 }
@@ -80,38 +80,32 @@ impl OnlineKey {
     ///
     /// # Errors
     /// [`SignerError`].
-    pub fn sign_desired(&self, desired: &Desired) -> Result<Vec<u8>, SignerError> {
-        self.sign_document(DESIRED_TYPE, desired)
+    pub async fn sign_desired(&self, desired: &Desired) -> Result<Vec<u8>, SignerError> {
+        self.seal(DESIRED_TYPE, desired).await
     }
 
     /// The envelope's bytes, ready for `command`.
     ///
     /// # Errors
     /// [`SignerError`].
-    pub fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
-        self.sign_document(COMMAND_TYPE, command)
+    pub async fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
+        self.seal(COMMAND_TYPE, command).await
     }
 
-    fn sign_document<T: Serialize>(&self, payload_type: &str, document: &T) -> Result<Vec<u8>, SignerError> {
+    async fn seal<T: Serialize + Sync>(
+        &self,
+        payload_type: &str,
+        document: &T,
+    ) -> Result<Vec<u8>, SignerError> {
         let payload =
             serde_json::to_vec(document).map_err(|e| SignerError::Document { reason: e.to_string() })?;
-        self.sign_payload(payload_type, &payload)
-    }
-
-    fn sign_payload(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
-        let sig = self.signer.sign(&pre_authentication(payload_type, payload))?;
+        let sig = self.signer.sign(&pre_authentication(payload_type, &payload)).await?;
         let signature = Signature { keyid: self.id(), sig: BASE64.encode(sig) };
         let envelope = Envelope {
             payload_type: payload_type.to_owned(),
-            payload: BASE64.encode(payload),
+            payload: BASE64.encode(&payload),
             signatures: vec![signature],
         };
         Ok(envelope.to_bytes())
-    }
-}
-
-impl Seal for OnlineKey {
-    fn seal(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>, String> {
-        self.sign_payload(payload_type, payload).map_err(|e| e.to_string())
     }
 }

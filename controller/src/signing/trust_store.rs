@@ -1,7 +1,6 @@
 //! The controller's copy of the chain: files on disk, the newest version in memory, a signal on change.
 
 use super::{chain::TrustChain, durable};
-use crate::link::TrustInfo;
 use bytes::Bytes;
 use edgefleet_shared::{
     digest::EnvelopeDigest,
@@ -158,10 +157,15 @@ impl TrustStore {
     }
 }
 
-impl TrustInfo for TrustStore {
-    fn head(&self) -> (u64, EnvelopeDigest) {
-        let head = self.head.borrow();
-        (head.version, head.digest)
+impl crate::fleet::TrustChain for TrustStore {
+    fn newest(&self) -> EnvelopeDigest {
+        self.pin()
+    }
+
+    fn since(&self, pin: &EnvelopeDigest) -> Option<Vec<Vec<u8>>> {
+        let all = self.since(1);
+        let first = all.iter().position(|raw| EnvelopeDigest::of(raw) == *pin)?;
+        Some(all[first..].iter().map(|raw| raw.to_vec()).collect())
     }
 }
 

@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::group::Group;
 use super::marker::{self, Marker};
-use super::open::{self, Engine, drop_guarded, guard};
+use super::open::{Engine, drop_guarded, guard};
 use super::record::Totals;
-use super::{Gone, OnDamage, Shared, SledConfig, space, transfer};
+use super::{Shared, space, transfer};
 use crate::store::transaction::MAX_TRANSACTION_BYTES;
 use crate::store::{Committed, ExportSummary, StoreError, Transaction};
 
@@ -21,8 +21,6 @@ use crate::store::{Committed, ExportSummary, StoreError, Transaction};
 const GROUP: usize = 256;
 /// The marker is rewritten once this many revisions were acknowledged since.
 const MARK_EVERY: u64 = 1_024;
-/// A failed engine is not opened again more often than this.
-const REVIVE_EVERY: Duration = Duration::from_secs(1);
 /// How long closing waits for reads that are under way.
 const READERS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -34,7 +32,6 @@ pub(super) enum Job {
     Export { out: Box<dyn Write + Send>, reply: Reply<ExportSummary> },
     Import { from: Box<dyn Read + Send>, reply: Reply<ExportSummary> },
     Flush(Reply<()>),
-    Revive(Reply<()>),
     Close(Reply<()>),
 }
 
@@ -49,7 +46,6 @@ pub(super) struct Committer {
     acknowledged: u64,
     /// Revision in the marker file.
     marked: u64,
-    revived: Option<Instant>,
     /// Keeps other processes out until the engine is gone.
     lock: File,
 }
@@ -64,7 +60,6 @@ impl Committer {
             heads: HashMap::new(),
             acknowledged,
             marked: 0,
-            revived: None,
             lock,
         };
         committer.mark();
@@ -97,8 +92,7 @@ impl Committer {
                 Job::Export { out, reply } => drop(reply.send(self.export(out))),
                 Job::Import { from, reply } => drop(reply.send(self.import(from))),
                 // Whatever was acknowledged is on disk, and this thread acknowledges before it takes a new job.
-                Job::Flush(reply) => drop(reply.send(self.revive().map(|_| ()))),
-                Job::Revive(reply) => drop(reply.send(self.revive().map(|_| ()))),
+                Job::Flush(reply) => drop(reply.send(self.working().map(|_| ()))),
                 Job::Close(reply) => {
                     queue.close();
                     let closed = self.close();
@@ -180,7 +174,7 @@ impl Committer {
 
     /// An engine that accepts writes now.
     fn writable(&mut self) -> Result<Arc<Engine>, StoreError> {
-        let engine = self.revive()?;
+        let engine = self.working()?;
         match space::refusal(&self.shared.config.dir, self.shared.config.disk) {
             Some(reason) => Err(StoreError::unavailable(reason)),
             None => Ok(engine),
@@ -197,56 +191,27 @@ impl Committer {
         }
     }
 
+    /// After a failed write sled cannot be opened again in this process: dropping it was seen to wait for ever,
+    /// and so was every later opening, of other folders too. So it is left as it is until the process ends.
     fn abandon(&mut self, reason: &str) {
-        *self.shared.engine.write() = Err(Gone::Failed(format!("its engine failed: {reason}")));
+        self.shared.give_up(format!(
+            "its engine failed: {reason}. What was acknowledged is safe; restart the program to go on"
+        ));
         self.heads.clear();
-        if let Some(engine) = self.engine.take() {
-            release(engine);
-        }
+        mem::forget(self.engine.take());
     }
 
-    /// The engine, opened again if it had failed and that is possible now.
-    fn revive(&mut self) -> Result<Arc<Engine>, StoreError> {
-        if let Some(engine) = &self.engine {
-            return Ok(Arc::clone(engine));
+    fn working(&self) -> Result<Arc<Engine>, StoreError> {
+        match &self.engine {
+            Some(engine) => Ok(Arc::clone(engine)),
+            None => Err(self.shared.gone()),
         }
-        let reason = match &*self.shared.engine.read() {
-            Err(Gone::Failed(reason) | Gone::Forever(reason)) => reason.clone(),
-            Ok(_) => "it was given up".to_owned(),
-        };
-        let forever = matches!(&*self.shared.engine.read(), Err(Gone::Forever(_)));
-        if forever || self.revived.is_some_and(|at| at.elapsed() < REVIVE_EVERY) {
-            return Err(StoreError::unavailable(reason));
-        }
-        if let Some(full) = space::refusal(&self.shared.config.dir, self.shared.config.disk) {
-            return Err(StoreError::unavailable(full));
-        }
-        let config = SledConfig { on_damage: OnDamage::Refuse, ..self.shared.config.clone() };
-        let opened = open::open_guarded(&config);
-        self.revived = Some(Instant::now());
-        let (engine, totals, _) = opened.map_err(|error| StoreError::unavailable(error.to_string()))?;
-        if totals.revision < self.acknowledged {
-            let (found, promised) = (totals.revision, self.acknowledged);
-            drop_guarded(engine);
-            let reason = format!(
-                "it came back at revision {found} although {promised} was acknowledged; stop the controller and \
-                 restore the newest backup"
-            );
-            *self.shared.engine.write() = Err(Gone::Forever(reason.clone()));
-            return Err(StoreError::unavailable(reason));
-        }
-        let engine = Arc::new(engine);
-        self.totals = totals;
-        self.acknowledged = totals.revision;
-        self.engine = Some(Arc::clone(&engine));
-        *self.shared.engine.write() = Ok(Arc::clone(&engine));
-        tracing::info!(dir = %config.dir.display(), revision = totals.revision, "the store works again");
-        Ok(engine)
     }
 
     fn export(&mut self, out: Box<dyn Write + Send>) -> Result<ExportSummary, StoreError> {
-        let engine = self.revive()?;
+        let engine = self.working()?;
         let revision = self.totals.revision;
+        let _long = self.shared.long_work();
         guard(|| transfer::export(&engine, revision, out))
             .unwrap_or_else(|reason| Err(StoreError::Corrupt { what: "state".to_owned(), reason }))
     }
@@ -257,6 +222,8 @@ impl Committer {
             return Err(StoreError::invalid("an import", "the store is not empty and new"));
         }
         let dir = self.shared.config.dir.clone();
+        let shared = Arc::clone(&self.shared);
+        let _long = shared.long_work();
         // Checked as a whole from a copy, since what is read from may not allow reading twice.
         let mut spool = transfer::spool(&dir, from)?;
         match guard(|| transfer::import(&engine, &mut spool)) {
@@ -297,8 +264,8 @@ impl Committer {
     }
 
     fn close(mut self) -> Result<(), StoreError> {
-        *self.shared.engine.write() = Err(Gone::Forever("it was closed".to_owned()));
-        let Some(engine) = self.engine.take() else { return Ok(()) };
+        let Some(engine) = self.engine.take() else { return Err(self.shared.gone()) };
+        self.shared.give_up("it was closed".to_owned());
         let synced = guard(|| engine.sync());
         if self.marked < self.acknowledged {
             self.mark();

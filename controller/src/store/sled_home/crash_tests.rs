@@ -55,9 +55,8 @@ async fn writer_process() {
             })
         })
         .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
+    let (ended, ..) = futures::future::select_all(tasks).await;
+    panic!("a writer ended by itself: {:?}", ended.err());
 }
 
 fn say(line: &str) {

@@ -10,8 +10,9 @@
 //!
 //! All writes go through one thread that collects what waits, applies it as one atomic batch and answers after
 //! `flush` **and** fsync: many writers share one fsync, and compare-and-set needs no locks. Reads go to sled
-//! directly, on blocking threads. When sled fails under a write (a full disk kills it for good), it is closed
-//! and opened again as soon as there is room; until then the store is unavailable.
+//! directly, on blocking threads. Writes stop well before the disk is full and go on by themselves once there is
+//! room. Should sled itself meet a full disk, it is beyond use for the rest of the process: the store is then
+//! [`Health::Down`], nothing acknowledged is lost, and the program has to be restarted.
 
 mod commit;
 mod group;
@@ -26,7 +27,8 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -42,6 +44,11 @@ pub use space::DiskLimits;
 
 /// Jobs that may wait for the commit thread before callers wait to hand theirs over.
 const QUEUE: usize = 1_024;
+
+/// How long opening waits for another process before it says that there is one.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+/// A write that takes longer than this will not come back.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to do with a store that cannot be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,20 +100,38 @@ impl SledConfig {
     }
 }
 
-/// The engine, or why there is none.
-type Slot = Result<Arc<Engine>, Gone>;
-
-#[derive(Debug, Clone)]
-enum Gone {
-    /// It failed; the commit thread opens it again when it can.
-    Failed(String),
-    /// For good: closed, or damaged while running.
-    Forever(String),
-}
-
 struct Shared {
     config: SledConfig,
-    engine: RwLock<Slot>,
+    /// The engine, or why there is none any more.
+    engine: RwLock<Result<Arc<Engine>, String>>,
+    /// An export or import keeps the commit thread busy for as long as it takes.
+    long_work: AtomicBool,
+}
+
+impl Shared {
+    fn give_up(&self, reason: String) {
+        *self.engine.write() = Err(reason);
+    }
+
+    fn gone(&self) -> StoreError {
+        match &*self.engine.read() {
+            Err(reason) => StoreError::unavailable(reason.clone()),
+            Ok(_) => StoreError::unavailable("its commit thread ended"),
+        }
+    }
+
+    fn long_work(&self) -> LongWork<'_> {
+        self.long_work.store(true, Ordering::SeqCst);
+        LongWork(&self.long_work)
+    }
+}
+
+struct LongWork<'a>(&'a AtomicBool);
+
+impl Drop for LongWork<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
 }
 
 /// Fleet state in a folder. Open it once per process and share it.
@@ -130,7 +155,11 @@ impl SledStore {
         let lock = lock(&config.dir)?;
         let (engine, totals, outcome) = open::open_guarded(&config)?;
         let engine = Arc::new(engine);
-        let shared = Arc::new(Shared { config, engine: RwLock::new(Ok(Arc::clone(&engine))) });
+        let shared = Arc::new(Shared {
+            config,
+            engine: RwLock::new(Ok(Arc::clone(&engine))),
+            long_work: AtomicBool::new(false),
+        });
         let (jobs, queue) = mpsc::channel(QUEUE);
         let committer = Committer::new(Arc::clone(&shared), engine, totals, lock);
         std::thread::Builder::new()
@@ -142,35 +171,18 @@ impl SledStore {
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || match &*self.shared.engine.read() {
-            Err(Gone::Forever(reason) | Gone::Failed(reason)) => StoreError::unavailable(reason.clone()),
-            Ok(_) => StoreError::unavailable("its commit thread ended"),
-        };
-        self.jobs.send(job(reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
+        self.jobs.send(job(reply)).await.map_err(|_| self.shared.gone())?;
+        answer.await.map_err(|_| self.shared.gone())
     }
 
-    /// Runs `work` on a blocking thread, opening a failed engine again first if that is possible now.
+    /// Runs `work` on a blocking thread.
     async fn read<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Engine) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let failed = matches!(&*self.shared.engine.read(), Err(Gone::Failed(_)));
-        if failed {
-            self.ask(Job::Revive).await??;
-        }
-        self.read_now(work).await
-    }
-
-    async fn read_now<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let engine = match &*self.shared.engine.read() {
             Ok(engine) => Arc::clone(engine),
-            Err(Gone::Failed(reason) | Gone::Forever(reason)) => {
-                return Err(StoreError::unavailable(reason.clone()));
-            }
+            Err(reason) => return Err(StoreError::unavailable(reason.clone())),
         };
         let reading = tokio::task::spawn_blocking(move || {
             let found = open::guard(|| work(&engine));
@@ -193,10 +205,17 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     fs::create_dir_all(dir).map_err(trouble)?;
     let file =
         File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(trouble)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(trouble(error)),
+    // A process that is just ending, or a child of it between fork and exec, lets go in a moment.
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(trouble(error)),
+        }
     }
 }
 
@@ -214,7 +233,20 @@ impl FleetStore for SledStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
         transaction.check_form()?;
-        self.ask(|reply| Job::Commit { transaction, reply }).await?
+        let committing = self.ask(|reply| Job::Commit { transaction, reply });
+        tokio::pin!(committing);
+        loop {
+            match tokio::time::timeout(ANSWER_LIMIT, &mut committing).await {
+                Ok(answer) => return answer?,
+                Err(_) if self.shared.long_work.load(Ordering::SeqCst) => {}
+                // sled was seen to wait for ever after a write that failed.
+                Err(_) => {
+                    let reason = format!("a write has not come back for {} s", ANSWER_LIMIT.as_secs());
+                    self.shared.give_up(format!("{reason}; restart the program to go on"));
+                    return Err(self.shared.gone());
+                }
+            }
+        }
     }
 
     async fn log_read(&self, log: &str, from: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
@@ -230,7 +262,6 @@ impl FleetStore for SledStore {
     }
 
     async fn health(&self) -> Health {
-        // An empty read opens a failed engine again if that is possible now.
         if let Err(error) = self.read(|_| Ok(())).await {
             return Health::Down { reason: error.to_string() };
         }

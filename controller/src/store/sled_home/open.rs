@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::record::{self, Key, Totals};
 use super::{OnDamage, OpenOutcome, SledConfig, marker, space};
@@ -21,6 +21,8 @@ const TREE: &str = "records";
 const CHECK_LIMIT: Duration = Duration::from_secs(600);
 /// Dropping sled joins its threads; a store that died of a full disk may not come back from that.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
+/// How long opening waits for a handle on sled's file that is on its way out.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 /// As many broken folders are kept before opening gives up instead of adding one more.
 const MAX_SET_ASIDE: u32 = 1_000;
 
@@ -172,8 +174,7 @@ fn attempt(config: &SledConfig, folder: &Path) -> Result<(Engine, Totals), Failu
     let (report, steps) = mpsc::channel::<Result<Step, Failure>>();
     let (folder_there, cache_bytes) = (folder.to_owned(), config.cache_bytes);
     let spawned = thread::Builder::new().name("store-open".to_owned()).spawn(move || {
-        let opened = guard(|| Engine::open(&folder_there, cache_bytes));
-        let engine = match opened.map_err(Failure::Damage).and_then(|opened| opened.map_err(judge)) {
+        let engine = match open_once_released(&folder_there, cache_bytes) {
             Ok(engine) => engine,
             Err(failure) => return drop(report.send(Err(failure))),
         };
@@ -209,6 +210,26 @@ fn attempt(config: &SledConfig, folder: &Path) -> Result<(Engine, Totals), Failu
     }
 }
 
+/// sled lets go of its file some time after it was dropped, and a child process between fork and exec holds it
+/// too. The store's own lock is held, so whoever else has the file is about to let go of it.
+fn open_once_released(folder: &Path, cache_bytes: u64) -> Result<Engine, Failure> {
+    let deadline = Instant::now() + RELEASE_LIMIT;
+    loop {
+        match guard(|| Engine::open(folder, cache_bytes)) {
+            Ok(Ok(engine)) => return Ok(engine),
+            Ok(Err(error)) if is_in_use(&error) && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(Err(error)) => return Err(judge(error)),
+            Err(panic) => return Err(Failure::Damage(panic)),
+        }
+    }
+}
+
+fn is_in_use(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
 /// An empty or older store beside a note of more is a loss, not a new store.
 fn against_marker(dir: &Path, (engine, totals): (Engine, Totals)) -> Result<(Engine, Totals), Failure> {
     let promised = match marker::read(dir) {
@@ -234,15 +255,12 @@ fn against_marker(dir: &Path, (engine, totals): (Engine, Totals)) -> Result<(Eng
 fn judge(error: sled::Error) -> Failure {
     let circumstance = |reason: String| Failure::Circumstance(StoreError::unavailable(reason));
     match error {
+        error if is_in_use(&error) => circumstance("its files are still in use by this process".to_owned()),
         sled::Error::Io(error) => match error.kind() {
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded => circumstance(format!("could not open its files: {error}")),
-            // Our own lock is held, so this is a handle of this process that was not let go yet.
-            _ if error.to_string().contains("could not acquire lock") => {
-                circumstance("its files are still in use by this process".to_owned())
-            }
             _ if error.raw_os_error() == Some(libc::EMFILE) => circumstance(error.to_string()),
             _ => Failure::Damage(error.to_string()),
         },

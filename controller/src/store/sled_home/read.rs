@@ -77,9 +77,9 @@ impl MaxWith for Bound<Vec<u8>> {
 
 pub(super) fn log(engine: &Engine, log: &str, from: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
     let (mut entries, mut bytes) = (Vec::new(), 0);
-    let mut wanted = from.max(1);
-    let range = record::log_key(log, wanted)..=record::log_key(log, u64::MAX);
-    for pair in engine.tree.range(range) {
+    let from = from.max(1);
+    let range = record::log_key(log, from)..=record::log_key(log, u64::MAX);
+    for (wanted, pair) in (from..).zip(engine.tree.range(range)) {
         if entries.len() == page_limit(limit) || bytes >= MAX_PAGE_BYTES {
             break;
         }
@@ -91,7 +91,6 @@ pub(super) fn log(engine: &Engine, log: &str, from: u64, limit: usize) -> Result
         let (_, body) = decode(&key, &value)?;
         bytes += body.len();
         entries.push(LogEntry { seq: wanted, body: body.to_vec() });
-        wanted += 1;
     }
     Ok(entries)
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 /// space, and opening it again needs some room too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskLimits {
-    /// Writes stop above this share of the file system (as `df` counts it), unless ...
+    /// Writes stop with less than this free: several times what one group of transactions needs.
+    pub min_free_bytes: u64,
+    /// They also stop above this share of the file system (as `df` counts it), unless ...
     pub max_used_percent: u8,
     /// ... this many bytes are still free: 5 % of a very large disk is not "full".
     pub enough_free_bytes: u64,
@@ -14,7 +16,7 @@ pub struct DiskLimits {
 
 impl Default for DiskLimits {
     fn default() -> Self {
-        Self { max_used_percent: 95, enough_free_bytes: 2 << 30 }
+        Self { min_free_bytes: 32 << 20, max_used_percent: 95, enough_free_bytes: 2 << 30 }
     }
 }
 
@@ -28,7 +30,8 @@ pub(super) fn refusal(dir: &Path, limits: DiskLimits) -> Option<String> {
     };
     let (total, free, available) = (found.total_space(), found.free_space(), found.available_space());
     let percent = used_percent(total, free, available);
-    let full = available == 0 || (percent > limits.max_used_percent && available < limits.enough_free_bytes);
+    let full = available <= limits.min_free_bytes
+        || (percent > limits.max_used_percent && available < limits.enough_free_bytes);
     full.then(|| {
         format!(
             "the disk of `{}` is {percent} % full ({} MiB free); free some space and writing goes on by itself",

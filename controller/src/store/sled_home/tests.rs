@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use tempfile::TempDir;
@@ -15,7 +14,10 @@ pub(super) const DEVICE: Kind = Kind::new("device");
 
 /// Disk limits that never refuse: the disk of the machine is not what is tested.
 pub(super) fn config(dir: &Path) -> SledConfig {
-    SledConfig { disk: DiskLimits { max_used_percent: 100, enough_free_bytes: 0 }, ..SledConfig::new(dir) }
+    SledConfig {
+        disk: DiskLimits { min_free_bytes: 0, max_used_percent: 100, enough_free_bytes: 0 },
+        ..SledConfig::new(dir)
+    }
 }
 
 struct SledHome {
