@@ -4,6 +4,7 @@ pub mod api;
 pub mod assignments;
 pub mod blobs;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod desired;
 pub mod driver;

@@ -13,7 +13,7 @@ pub mod onnx;
 pub mod probe;
 mod push_error;
 pub mod record;
-mod service;
+pub mod service;
 pub mod source;
 mod toml_reader;
 

@@ -1,0 +1,69 @@
+//! How a command fails: what, why, and what to do about it.
+
+use std::{error::Error, fmt};
+
+/// Printed on stderr by `main`; the exit code says failed (1) or wrongly used (2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub message: String,
+    /// From the outermost cause inward.
+    pub causes: Vec<String>,
+    pub hint: Option<String>,
+    /// The controller's word for it, if it came from there.
+    pub code: Option<String>,
+    pub usage: bool,
+}
+
+impl Failure {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), causes: vec![], hint: None, code: None, usage: false }
+    }
+    /// A wrong combination of arguments.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { usage: true, ..Self::new(message) }
+    }
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+    pub fn exit_code(&self) -> u8 {
+        if self.usage { 2 } else { 1 }
+    }
+}
+
+impl<E: Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let causes = sources(&error);
+        Self { causes, ..Self::new(error.to_string()) }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        for cause in &self.causes {
+            write!(f, "\n  caused by: {cause}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The causes of an error, outermost first. Texts that repeat what the one before said are left out.
+pub(super) fn sources(error: &dyn Error) -> Vec<String> {
+    let mut causes = Vec::new();
+    let mut last = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !last.contains(&text) {
+            causes.push(text.clone());
+        }
+        last = text;
+        next = cause.source();
+    }
+    causes
+}
