@@ -11,8 +11,8 @@ use crate::{
     store::audit::AuditEntry,
 };
 use edgefleet_shared::{
-    ids::{DeviceId, InviteId},
-    reported::{Facts, Reported},
+    ids::{DeviceId, InviteId, SlotName},
+    reported::{Facts, Installed, Phase, Progress, RefusalCode, Reported, SlotReport},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,9 @@ pub struct DeviceView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub removed: Option<Timestamp>,
+    /// What each slot serves and where it is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<String, SlotView>,
     /// Its last report: generation, slots with phase, bundles and last error, last refusal. Only where one
     /// device is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +82,41 @@ pub struct CertificateView {
     pub issued: Timestamp,
     #[schema(value_type = String, format = DateTime)]
     pub not_after: Timestamp,
+}
+
+/// One slot in short.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SlotView {
+    #[schema(value_type = String, example = "committed")]
+    pub phase: Phase,
+    /// The bundle that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "digits@2")]
+    pub active: Option<String>,
+    /// What it is moving to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub progress: Option<Progress>,
+    /// Why the last attempt failed, as a word for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub error: Option<RefusalCode>,
+}
+
+impl SlotView {
+    fn of((slot, report): (&SlotName, &SlotReport)) -> (String, Self) {
+        let name = |installed: &Option<Installed>| installed.as_ref().map(|one| one.bundle.to_string());
+        let view = Self {
+            phase: report.phase,
+            active: name(&report.active),
+            target: name(&report.target),
+            progress: report.progress,
+            error: report.last_error.as_ref().map(|error| error.code),
+        };
+        (slot.to_string(), view)
+    }
 }
 
 impl DeviceView {
@@ -105,6 +143,7 @@ impl DeviceView {
             created: device.created,
             enrolled: device.enrolled,
             removed: device.removed,
+            slots: status.reported.iter().flat_map(|report| &report.slots).map(SlotView::of).collect(),
             reported: None,
         }
     }

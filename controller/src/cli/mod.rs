@@ -2,12 +2,25 @@
 //! error; exit codes: 0 done, 1 failed, 2 wrong usage.
 
 pub mod broker;
+pub mod client;
+pub mod context;
 pub mod demo;
+pub mod device;
 pub mod failure;
+pub mod keys;
+pub mod model;
+pub mod people;
+pub mod rollout;
 pub mod serve;
+mod table;
+#[cfg(test)]
+mod tests;
+pub mod trust;
+mod verdict;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use context::Context;
+use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 /// Owns a fleet of devices that infer: identity, models, assignments, telemetry.
@@ -28,6 +41,39 @@ enum Command {
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
+    /// Build, sign and publish models
+    Model(Remote<model::ModelCommand>),
+    /// Devices: invite, list, show, label, remove
+    Device(Remote<device::DeviceCommand>),
+    Assign(Call<rollout::AssignArgs>),
+    /// Rollouts and how each device fared
+    Rollout(Remote<rollout::RolloutCommand>),
+    /// API tokens
+    Token(Remote<people::TokenCommand>),
+    /// Who changed what
+    Audit(Remote<people::AuditCommand>),
+    /// Show and make signing keys
+    Keys(Remote<keys::KeysCommand>),
+    /// Change who is trusted
+    Trust(Remote<trust::TrustCommand>),
+}
+
+/// A command with the flags that say where the controller is and how to print.
+#[derive(Debug, clap::Args)]
+struct Remote<C: Subcommand> {
+    #[command(flatten)]
+    global: context::GlobalArgs,
+    #[command(subcommand)]
+    command: C,
+}
+
+/// The same for a command without verbs.
+#[derive(Debug, clap::Args)]
+struct Call<A: clap::Args> {
+    #[command(flatten)]
+    global: context::GlobalArgs,
+    #[command(flatten)]
+    args: A,
 }
 
 /// Runs the program's command line.
@@ -35,9 +81,10 @@ pub fn main() -> ExitCode {
     // One provider in the tree; whoever asks for the default one gets it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
-    let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let level = if matches!(cli.command, Command::Serve(_)) { "info,mqtt5=warn" } else { "warn" };
     let filter = EnvFilter::try_from_env("EDGEFLEET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&error.into()),
@@ -53,5 +100,13 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => args.run().await,
         Command::Demo(args) => args.run().await,
         Command::Broker(command) => command.run(),
+        Command::Model(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
+        Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Trust(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
     }
 }

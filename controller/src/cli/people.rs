@@ -15,7 +15,9 @@ pub enum TokenCommand {
     /// List tokens; their texts are nowhere
     List,
     /// Revoke a token at once
-    Revoke { token: String },
+    Revoke {
+        token: String,
+    },
 }
 
 /// Make an API token. Its text is shown once.

@@ -65,7 +65,7 @@ impl Console {
 /// The slot report of `digits` on `id` within a device listing.
 pub(super) fn slot<'v>(devices: &'v Value, id: &str) -> &'v Value {
     let found = devices["items"].as_array().and_then(|all| all.iter().find(|d| d["id"] == id));
-    found.map_or(&Value::Null, |device| &device["status"]["reported"]["slots"]["digits"])
+    found.map_or(&Value::Null, |device| &device["slots"]["digits"])
 }
 
 fn render(stage: &Stage, devices: &Value) -> String {
@@ -86,7 +86,7 @@ fn render(stage: &Stage, devices: &Value) -> String {
         let phase = text(&slot["phase"]);
         table.add_row([
             agent.name.clone(),
-            slot["active"]["bundle"].as_str().unwrap_or("-").to_owned(),
+            slot["active"].as_str().unwrap_or("-").to_owned(),
             if phase.is_empty() { "-".to_owned() } else { phase },
             bar(&slot["progress"]),
             load.requests.to_string(),

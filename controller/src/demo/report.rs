@@ -17,9 +17,11 @@ pub struct Report {
     pub requests: u64,
     /// Requests that were not answered with a result; 0 is promised, swaps and attacks included.
     pub failed_requests: u64,
+    /// Share of right answers by bundle name, from labels joined on the devices.
+    pub accuracy: BTreeMap<String, f64>,
     /// By bundle name, from the agents' own counters as the controller has them.
     pub bundles: BTreeMap<String, BundleReport>,
-    /// Payload bytes the controller sent to devices over MQTT.
+    /// Bytes the devices fetched for their bundles, as they report.
     pub bytes_pulled: u64,
     /// Seconds from `assign` to the moment a device committed, over all devices and bundles.
     pub activation_seconds: Quantiles,
@@ -61,8 +63,10 @@ pub struct Quantiles {
 pub struct RefusalReport {
     pub device: String,
     pub bundle: String,
+    /// Kind, for programs.
     pub code: String,
-    pub message: String,
+    /// The device's own words.
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -109,7 +109,7 @@ async fn tell(options: &DemoOptions, report: &mut Report, console: &mut Console)
             async |stage| {
                 let devices = stage.get("/api/v1/devices?limit=1000").await?;
                 let all = devices["items"].as_array().cloned().unwrap_or_default();
-                let online = all.iter().filter(|d| d["status"]["online"] == true).count();
+                let online = all.iter().filter(|d| d["online"] == true).count();
                 Ok(if online == stage.agents.len() { Ok(online) } else { Err(format!("{online} online")) })
             },
         )
@@ -148,7 +148,7 @@ async fn tell(options: &DemoOptions, report: &mut Report, console: &mut Console)
     judge_refusals(report, console, &attempts, "digits@4", "signature-invalid", options.devices);
 
     chapters.open(console, "What the agents counted");
-    finish(&mut stage, report, console, &mut activation).await?;
+    finish(&mut stage, report, &mut activation).await?;
     chapters.close();
     report.chapters = chapters.done;
     Ok(stage)
@@ -319,24 +319,19 @@ fn judge_refusals(
             device: text(&a["device"]),
             bundle: bundle.to_owned(),
             code: code.to_owned(),
-            message: text(&a["refusal"]["message"]),
+            reason: text(&a["refusal"]["message"]),
         })
         .collect();
     let name = format!("every device refuses {bundle} by itself ({code})");
     report.check(&name, refused.len() == devices, format!("{} of {devices}", refused.len()));
     if let Some(first) = refused.first() {
-        console.say(&format!("   {} devices refuse it: {}", refused.len(), first.message));
+        console.say(&format!("   {} devices refuse it: {}", refused.len(), first.reason));
     }
     report.refusals.extend(refused);
 }
 
 /// Ends the load and draws the balance.
-async fn finish(
-    stage: &mut Stage,
-    report: &mut Report,
-    console: &mut Console,
-    activation: &mut Vec<f64>,
-) -> Result<(), DemoError> {
+async fn finish(stage: &mut Stage, report: &mut Report, activation: &mut Vec<f64>) -> Result<(), DemoError> {
     let mut failures = Vec::new();
     let mut answered: BTreeMap<String, u64> = BTreeMap::new();
     for agent in &mut stage.agents {
@@ -362,13 +357,15 @@ async fn finish(
     let on_two = stage
         .agents
         .iter()
-        .filter(|agent| console::slot(&devices, &agent.id)["active"]["bundle"] == "digits@2")
+        .filter(|agent| console::slot(&devices, &agent.id)["active"] == "digits@2")
         .count();
     report.check("every device still serves digits@2", on_two == stage.agents.len(), format!("{on_two}"));
 
     // The agents' own counters arrive with their windows; ask them to send what they have.
     let wanted: u64 = answered.values().sum();
-    stage.command(&["device", "flush", "--select", "site=lab"]).await?;
+    for agent in &stage.agents {
+        stage.command(&["device", "report", &agent.id]).await?;
+    }
     let totals = stage
         .wait_for(
             "the agents' own counters",
@@ -394,9 +391,14 @@ async fn finish(
         two > one && one > 0.5,
         format!("{one:.3} -> {two:.3}"),
     );
+    report.accuracy = totals.iter().filter_map(|(name, b)| Some((name.clone(), b.accuracy?))).collect();
     report.bundles = totals;
-    let transfer = stage.get("/api/v1/transfers").await?;
-    report.bytes_pulled = transfer["sent_bytes"].as_u64().unwrap_or(0);
+    let rollouts = stage.get("/api/v1/rollouts").await?;
+    for rollout in rollouts["items"].as_array().into_iter().flatten() {
+        let attempts = stage.get(&format!("/api/v1/rollouts/{}/attempts", text(&rollout["id"]))).await?;
+        let all = attempts["items"].as_array().into_iter().flatten();
+        report.bytes_pulled += all.filter_map(|a| a["fetched_bytes"].as_u64()).sum::<u64>();
+    }
     report.check("bundles travelled over MQTT", report.bytes_pulled > 0, report.bytes_pulled.to_string());
     activation.sort_by(f64::total_cmp);
     report.activation_seconds = Quantiles { p50: quantile(activation, 0.5), p95: quantile(activation, 0.95) };

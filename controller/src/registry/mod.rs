@@ -6,17 +6,18 @@
 
 pub mod builder;
 mod golden_json;
+pub mod http;
 pub mod init;
 mod mistakes;
 pub mod onnx;
 pub mod probe;
 mod push_error;
 pub mod record;
-mod service;
+pub mod service;
 pub mod source;
 mod toml_reader;
 
 pub use mistakes::{Mistakes, SourceMistake};
 pub use push_error::PushError;
-pub use record::{BundleRecord, ModelSummary};
+pub use record::{BUNDLE, BUNDLE_BLOB, BundleRecord, ModelSummary, SharedBlob};
 pub use service::{Push, PushOutcome, Pushed, Pusher, Registry, RegistryParts};

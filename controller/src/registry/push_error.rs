@@ -85,7 +85,7 @@ impl PushError {
                 Some("install edgefleet-agent beside the controller, or name it with --agent-bin")
             }
             Self::CheckFailed { .. } => Some(
-                "every device would refuse it, too; an administrator may push it anyway with --override REASON",
+                "every device would refuse it, too; an administrator may push it anyway with --override-checks --reason TEXT",
             ),
             Self::OverrideForbidden { .. } => Some("the role admin may"),
             Self::Manifest { .. }

@@ -16,9 +16,9 @@ pub const BUNDLE: Kind = Kind::new("bundle");
 pub const BUNDLE_BLOB: Kind = Kind::new("bundle-blob");
 pub const RECORD_SCHEMA: u32 = 1;
 
-/// Sorts by model and then by counter.
+/// The bundle's name, `digits@1`.
 pub fn bundle_id(name: &BundleName) -> String {
-    format!("{}/{:020}", name.model, name.counter)
+    name.to_string()
 }
 
 /// A bundle that was accepted.

@@ -413,7 +413,7 @@ impl Registry {
             subject: format!("bundle/{}", record.name),
             before,
             after: Some(after.to_string()),
-            note: record.overridden.as_ref().map(|o| format!("check overridden: {}", o.reason)),
+            note: record.overridden.as_ref().map(|o| o.reason.clone()),
         };
         self.audit.commit(transaction, &[draft]).await?;
         Ok(())
@@ -448,7 +448,7 @@ impl Registry {
     /// # Errors
     /// [`StoreError`].
     pub async fn model(&self, name: &ModelName) -> Result<Option<ModelSummary>, StoreError> {
-        Ok(self.summaries(&format!("{name}/")).await?.pop())
+        Ok(self.summaries(&format!("{name}@")).await?.pop())
     }
 
     async fn summaries(&self, prefix: &str) -> Result<Vec<ModelSummary>, StoreError> {
@@ -456,8 +456,9 @@ impl Registry {
         for (_, found) in self.bundles.list_all(prefix).await? {
             models.entry(found.value.name.model.clone()).or_default().push(BundleLine::from(&found.value));
         }
-        let summary = |(name, bundles): (ModelName, Vec<BundleLine>)| {
-            let newest = bundles.iter().map(|line| line.counter).max().unwrap_or_default();
+        let summary = |(name, mut bundles): (ModelName, Vec<BundleLine>)| {
+            bundles.sort_by_key(|line| line.counter);
+            let newest = bundles.last().map(|line| line.counter).unwrap_or_default();
             ModelSummary { name, newest, bundles }
         };
         Ok(models.into_iter().map(summary).collect())

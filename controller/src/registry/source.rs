@@ -381,7 +381,7 @@ fn inside(dir: &Path, table: &Table<'_>, key: &str, text: &str) -> Option<PathBu
 }
 
 /// Reads a whole file of at most `limit` bytes.
-pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use io::Read as _;
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;

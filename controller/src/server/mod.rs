@@ -31,8 +31,11 @@ use crate::{
     },
     ingest::Ingest,
     link::{EventLoop, EventTotals, HandOut, Takeovers},
-    registry::{Registry, RegistryParts, probe::Prober},
-    signing::setup,
+    registry::{self, Registry, RegistryParts, probe::Prober},
+    signing::{
+        http::{self as trust_http, TrustApi},
+        setup,
+    },
     store::{
         FleetStore, Health,
         audit::AuditLog,
@@ -171,7 +174,15 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         blobs: blobs.clone(),
         metrics: own_metrics,
         ready: vec![],
-        more: vec![api::operations::routes(operations)],
+        more: vec![
+            api::operations::routes(operations),
+            registry::http::routes(registry),
+            trust_http::routes(Arc::new(TrustApi {
+                trust: keys.trust.clone(),
+                audit: audit.clone(),
+                data: dir.to_owned(),
+            })),
+        ],
     })?;
     if fleet.ensure_admin(&data.admin_token()).await?.is_some() {
         println!("Made the first administrator's token: {}", data.admin_token().display());

@@ -12,6 +12,7 @@
 pub mod ceremony;
 pub mod chain;
 mod durable;
+pub mod http;
 pub mod key_file;
 pub mod proposal;
 pub mod release;

@@ -14,29 +14,35 @@ use std::{collections::BTreeMap, path::Path};
 const SOON_DAYS: i64 = 30;
 
 /// The newest trust document, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TrustSummary {
     pub version: u64,
+    #[schema(value_type = String)]
     pub digest: EnvelopeDigest,
+    #[schema(value_type = String)]
     pub issued: Timestamp,
+    #[schema(value_type = String)]
     pub expires: Timestamp,
     /// Whole days until then, negative once it has expired.
     pub expires_in_days: i64,
     pub roles: Vec<RoleSummary>,
+    #[schema(value_type = BTreeMap<String, u64>)]
     pub floors: BTreeMap<ModelName, u64>,
     /// What a person should know, one sentence each.
     pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RoleSummary {
+    #[schema(value_type = String)]
     pub role: RoleName,
     pub threshold: usize,
     pub keys: Vec<KeySummary>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct KeySummary {
+    #[schema(value_type = String)]
     pub id: KeyId,
     /// True if the private part lies in the controller's data folder.
     pub on_controller: bool,
