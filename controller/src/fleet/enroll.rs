@@ -8,7 +8,10 @@ use super::{
     attributes::{check_word, tame},
     ca::Issued,
     certificate::{DeviceCertificate, DevicePublicKey, Serial, key_of_request},
-    devices::{CertificateRecord, DEVICE, DEVICE_KEY, Device, DeviceState, KeyOwner, NewKey, describe},
+    devices::{
+        CertificateRecord, DEVICE, DEVICE_KEY, Device, DeviceState, KeyOwner, NewKey, STATUS, Status,
+        describe,
+    },
     invites::{INVITE, Invite, InviteRefusal},
     secret::random_id,
 };
@@ -209,7 +212,8 @@ impl Fleet {
         let new_key = NewKey { key: key.digest(), invite: invite.value.id.clone(), asked: now };
         let next = Device { new_key: Some(new_key), ..value.clone() };
         let action = "device.request-key";
-        let committed = self.take_in(invite, key, &next, Some((revision, &value)), action).await?;
+        let committed =
+            self.take_in(Transaction::new(), invite, key, (&next, Some((revision, &value))), action).await?;
         Ok(committed.map_or(Outcome::Again, |revision| {
             self.index.put(Versioned { revision, value: next });
             Outcome::Done(pending())
@@ -244,32 +248,34 @@ impl Fleet {
             id,
         };
         let action = if approval { "device.request" } else { "device.enroll" };
-        let Some(revision) = self.take_in(invite, key, &device, None, action).await? else {
+        let mut status = Status::unknown(device.id.clone());
+        status.facts = tame(request.facts.clone());
+        let transaction = Transaction::new().put_json(STATUS, device.id.as_str(), Expect::Absent, &status)?;
+        let Some(revision) = self.take_in(transaction, invite, key, (&device, None), action).await? else {
             return Ok(Outcome::Again);
         };
         self.index.put(Versioned { revision, value: device.clone() });
-        let facts = tame(request.facts.clone());
-        self.index.update_status(&device.id, |status| status.facts = facts);
-        self.save_status(&device.id).await?;
+        self.index.update_status(&device.id, |known| *known = status);
         match issued {
             Some(issued) => Ok(Outcome::Done(self.enrolled(device, issued, &invite.value)?)),
             None => Ok(Outcome::Done(pending())),
         }
     }
 
-    /// One transaction: a use of the invite, the owner of the key, the device. `None` if somebody was faster.
+    /// Adds to `transaction` a use of the invite, the owner of the key and the device (as it will be, and as it
+    /// was), and commits it. `None` if somebody was faster.
     async fn take_in(
         &self,
+        transaction: Transaction,
         invite: &Versioned<Invite>,
         key: &DevicePublicKey,
-        device: &Device,
-        before: Option<(Revision, &Device)>,
+        (device, before): (&Device, Option<(Revision, &Device)>),
         action: &str,
     ) -> Result<Option<Revision>, FleetError> {
         let used = Invite { used: invite.value.used + 1, ..invite.value.clone() };
         let owner = KeyOwner { device: device.id.clone() };
         let expect = before.map_or(Expect::Absent, |(revision, _)| Expect::Revision(revision));
-        let transaction = Transaction::new()
+        let transaction = transaction
             .put_json(INVITE, used.id.as_str(), Expect::Revision(invite.revision), &used)?
             .put_json(DEVICE_KEY, key.digest().to_hex(), Expect::Absent, &owner)?
             .put_json(DEVICE, device.id.as_str(), expect, device)?;

@@ -267,6 +267,11 @@ async fn a_device_that_was_off_for_two_years_comes_back_with_its_key_and_nobody_
     let (device, enrolled) = test.enrolled().await;
     let (_, other) = test.enrolled().await;
     let test = test.restart().await;
+    assert_eq!(
+        test.fleet.device(&enrolled.device).unwrap().status.facts.cores,
+        4,
+        "what it said at enrolment"
+    );
     test.clock.advance(730 * DAY);
     let old = Some(enrolled.certificate.clone());
     let thief = TestDevice::new();
