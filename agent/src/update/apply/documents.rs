@@ -1,10 +1,13 @@
 //! Signed documents on their way in: desired states, and the trust documents they may need first.
 
 use super::{
-    super::{fetch::chain, transfer::TransferError},
+    super::{
+        fetch::{Problem, chain},
+        transfer::TransferError,
+    },
     Internal, MAX_SLOTS, Updater, storage_code,
 };
-use crate::update::machine::{Event, SlotState};
+use crate::update::machine::{Event, SlotState, Work};
 use bytes::Bytes;
 use edgefleet_shared::{
     desired::Desired,
@@ -107,6 +110,9 @@ impl Updater {
             }
         };
         self.dirty = true;
+        if problem.is_none() {
+            self.check_again().await;
+        }
         match problem {
             None if self.trust_head > version => self.fetch_trust(),
             None => {
@@ -119,6 +125,25 @@ impl Updater {
                 Some((_, why)) => self.refuse(RefusalCode::from(&why), format!("{why} ({said})")),
                 None => self.refuse(code, said),
             },
+        }
+    }
+
+    /// A new trust document may revoke what is being fetched: floors rise, publishers go.
+    async fn check_again(&mut self) {
+        let mut revoked = Vec::new();
+        for (name, slot) in &self.doc.slots {
+            let Work::Busy(target) = &slot.work else { continue };
+            let assigned = &target.assigned;
+            let Some(raw) = self.fetcher.store.release(assigned.release, assigned.release_size) else {
+                continue; // not here yet: checked when it comes
+            };
+            if let Err(e) = self.trust.trust().check_release(&raw, assigned, &self.config.hardware) {
+                let problem = Problem::new(RefusalCode::from(&e), chain(&e));
+                revoked.push((name.clone(), self.failed(slot.ticket, problem)));
+            }
+        }
+        for (slot, event) in revoked {
+            self.dispatch(slot, event).await;
         }
     }
 }

@@ -230,7 +230,8 @@ impl Run<'_> {
     /// Answers of jobs: each fits one step, at another it is late and ignored.
     fn on_target(&mut self, event: Event) {
         let Work::Busy(target) = &mut self.next.work else { return };
-        if target.waiting {
+        // Nothing runs that could answer; only the shell itself may end it.
+        if target.waiting && !matches!(event, Event::StepFailed { .. }) {
             return;
         }
         match (target.step, event) {

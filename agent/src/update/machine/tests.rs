@@ -349,6 +349,14 @@ fn a_removed_slot_serves_nothing_and_comes_back_when_wanted() {
     assert_eq!(slot.state.phase(), Phase::Fetching);
 }
 
+#[test]
+fn the_stored_form_is_as_devices_have_it() {
+    let mut slot = Slot::new();
+    slot.committed(1, 1).provisional(2, 2).desire(3, 3);
+    slot.failed(RefusalCode::TransferTimeout);
+    insta::assert_snapshot!("slot_state_v1", serde_json::to_string_pretty(&slot.state).unwrap());
+}
+
 #[derive(Clone, Debug)]
 enum Any {
     Desire { ahead: u64, counter: u64, attempt: u32, candidate: bool },

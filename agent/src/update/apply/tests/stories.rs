@@ -278,3 +278,36 @@ async fn terminal_reports_wait_for_a_broken_outbox() {
     rig.start().await;
     assert_eq!(rig.terminals().len(), 1, "once it is taken over, it is not offered again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_revoked_while_it_is_fetched_is_given_up() {
+    let mut rig = Rig::new();
+    let one = rig.publish(1, 3_000_000);
+    rig.start().await;
+    rig.desire(1, &[("digits", &one.assigned)]).await;
+    rig.until("halfway", |r| {
+        r.slots.values().next().is_some_and(|s| s.progress.is_some_and(|p| p.done_bytes > 0))
+    })
+    .await;
+    let mut next = rig.signers.trust_document(2);
+    next.floors.insert("digits".parse().unwrap(), 2);
+    let raw = seal(TRUST_TYPE, &next, &[&rig.signers.root]);
+    let head = TrustHead { schema: 1, version: 2, digest: EnvelopeDigest::of(&raw) };
+    rig.outside.objects.lock().insert(FetchObject::Trust(2), raw);
+    rig.tell(Command::TrustHead(head)).await;
+    let report = rig.until_phase("digits", 1, Phase::VerifyFailed).await;
+    let error = report.slots.values().next().unwrap().last_error.clone().unwrap();
+    assert_eq!(error.code, RefusalCode::BelowFloor);
+    assert_eq!(*rig.outside.probes.lock(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promised_trust_document_that_does_not_exist_is_reported() {
+    let mut rig = Rig::new();
+    rig.start().await;
+    let head = TrustHead { schema: 1, version: u64::MAX, digest: EnvelopeDigest::of(b"") };
+    rig.tell(Command::TrustHead(head)).await;
+    let behind = |r: &DeviceReport| r.refused.as_ref().is_some_and(|r| r.code == RefusalCode::TrustBehind);
+    rig.until("reported", behind).await;
+    assert_eq!(rig.outside.asked.lock().len(), 1);
+}
