@@ -209,6 +209,8 @@ refusal_codes! {
     Expired = "expired" => Later, VerifyFailed;
     WrongDevice = "wrong-device" => Never, VerifyFailed;
     TrustChain = "trust-chain" => Never, VerifyFailed;
+    /// A newer trust document exists but did not arrive.
+    TrustBehind = "trust-behind" => Later, VerifyFailed;
     ReleaseMismatch = "release-mismatch" => Never, VerifyFailed;
     StateLost = "state-lost" => Later, VerifyFailed;
     DocumentMalformed = "document-malformed" => Never, VerifyFailed;
@@ -252,6 +254,7 @@ impl From<&TrustError> for RefusalCode {
             TrustError::TrustOrder { .. } | TrustError::TrustInvalid { .. } | TrustError::TrustPin => {
                 Self::TrustChain
             }
+            TrustError::TrustBehind { .. } => Self::TrustBehind,
             TrustError::Expired { .. } => Self::Expired,
             TrustError::WrongDevice { .. } => Self::WrongDevice,
             TrustError::UnknownSchema { .. } => Self::UnknownSchema,

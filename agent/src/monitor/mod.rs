@@ -1,1 +1,340 @@
 //! Watches what is served: windows of counts and latencies, joined labels.
+//!
+//! [`window`] and [`labels`] are pure (time comes in), [`ring`] remembers answered predictions,
+//! [`Monitor`] is the shell: one recorder per bundle being served, cut at every change, and a queue
+//! of finished records that [`Monitor::tick`] hands to the sink. The request path takes one short
+//! lock and never touches the disk.
+
+pub mod classes;
+pub mod labels;
+pub mod ring;
+pub mod window;
+
+pub use classes::{Class, ClassReader};
+pub use labels::{JoinSummary, LabelSource};
+pub use window::{ErrorCode, Moment, Observation, Outcome, Subject, WindowBuilder};
+
+use edgefleet_shared::{
+    desired::Threshold,
+    ids::{BootId, DeviceId, PredictionId, SlotName},
+    message::Labels,
+    telemetry::RecordBody,
+};
+use labels::LabelBook;
+use parking_lot::Mutex;
+use ring::Ring;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// Where finished records go; the outbox. Called from [`Monitor::tick`] and [`Monitor::flush`] only.
+pub trait RecordSink: Send + Sync {
+    /// # Errors
+    /// [`SinkError`]: the monitor keeps the record and tries again at the next tick.
+    fn append(&self, record: RecordBody) -> Result<(), SinkError>;
+}
+
+/// Why a record could not be kept.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("could not keep a telemetry record: {reason}")]
+pub struct SinkError {
+    pub reason: String,
+}
+
+/// The two clocks of a device: one honest about durations, one about the calendar.
+pub trait MonitorClock: Send + Sync {
+    fn now(&self) -> Moment;
+}
+
+/// How the monitor behaves.
+#[derive(Clone, Debug)]
+pub struct MonitorConfig {
+    pub device: DeviceId,
+    pub boot: BootId,
+    /// Length of a window; `desired.settings.window_secs`.
+    pub window: Duration,
+    /// Joined labels are gathered this long before they become a record.
+    pub label_flush: Duration,
+    /// Bytes the memory of predictions may take, and how long it reaches back.
+    pub ring_bytes: usize,
+    pub ring_age: Duration,
+}
+
+impl MonitorConfig {
+    /// 5-minute windows, labels every 10 s, 16 MiB or 14 days of predictions.
+    pub fn new(device: DeviceId, boot: BootId) -> Self {
+        Self {
+            device,
+            boot,
+            window: Duration::from_secs(300),
+            label_flush: Duration::from_secs(10),
+            ring_bytes: 16 << 20,
+            ring_age: Duration::from_secs(14 * 86_400),
+        }
+    }
+}
+
+/// Records waiting for a sink that fails; beyond it the oldest are dropped and the loss is counted.
+const MAX_WAITING: usize = 1_024;
+
+/// Counts what one bundle does in one role. Cheap to share; [`Recorder::record`] is the request path.
+pub struct Recorder {
+    subject: Arc<Subject>,
+    /// Number under which the ring knows the subject.
+    index: u32,
+    builder: Mutex<WindowBuilder>,
+    retired: AtomicBool,
+}
+
+impl Recorder {
+    pub fn subject(&self) -> &Arc<Subject> {
+        &self.subject
+    }
+    /// `mono_ms`: milliseconds since the agent's start at the end of the request.
+    pub fn record(&self, observation: &Observation<'_>, mono_ms: u64) {
+        self.builder.lock().record(observation, mono_ms);
+    }
+}
+
+/// The shell around windows, ring and labels.
+pub struct Monitor {
+    config: MonitorConfig,
+    clock: Arc<dyn MonitorClock>,
+    sink: Arc<dyn RecordSink>,
+    inner: Mutex<Inner>,
+    ring: Mutex<Ring>,
+    labels: Mutex<LabelBook>,
+    /// Held while records go to the sink, so that two ticks do not send one twice.
+    sending: Mutex<()>,
+}
+
+struct Inner {
+    window: Duration,
+    recorders: Vec<Arc<Recorder>>,
+    thresholds: HashMap<SlotName, Vec<Threshold>>,
+    waiting: VecDeque<RecordBody>,
+    dropped: u64,
+    labels_since_ms: u64,
+}
+
+impl Inner {
+    fn push(&mut self, record: RecordBody) {
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.pop_front();
+            self.dropped += 1;
+        }
+        self.waiting.push_back(record);
+    }
+    fn cut(&mut self, recorder: &Recorder, now: Moment) {
+        if let Some(window) = recorder.builder.lock().cut(now) {
+            self.push(RecordBody::Window(Box::new(window)));
+        }
+    }
+}
+
+impl Monitor {
+    pub fn new(config: MonitorConfig, clock: Arc<dyn MonitorClock>, sink: Arc<dyn RecordSink>) -> Self {
+        let inner = Inner {
+            window: config.window,
+            recorders: Vec::new(),
+            thresholds: HashMap::new(),
+            waiting: VecDeque::new(),
+            dropped: 0,
+            labels_since_ms: clock.now().mono_ms,
+        };
+        let ring = Ring::new(config.ring_bytes, config.ring_age);
+        Self {
+            config,
+            clock,
+            sink,
+            inner: Mutex::new(inner),
+            ring: Mutex::new(ring),
+            labels: Mutex::default(),
+            sending: Mutex::default(),
+        }
+    }
+
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// Opens a window for something that begins to serve (or to run as a shadow).
+    pub fn watch(&self, subject: Subject) -> Arc<Recorder> {
+        let now = self.clock.now();
+        let subject = Arc::new(subject);
+        let index = self.ring.lock().adopt(subject.clone());
+        let mut inner = self.inner.lock();
+        let thresholds = inner.thresholds.get(&subject.slot).cloned().unwrap_or_default();
+        let recorder = Arc::new(Recorder {
+            builder: Mutex::new(WindowBuilder::new(subject.clone(), thresholds, now)),
+            subject,
+            index,
+            retired: AtomicBool::new(false),
+        });
+        inner.recorders.push(recorder.clone());
+        recorder
+    }
+
+    /// Cuts the window: the bundle no longer gets new requests. What is still in flight opens one
+    /// more window of the same bundle, cut at the next tick.
+    pub fn retire(&self, recorder: &Recorder) {
+        let now = self.clock.now();
+        recorder.retired.store(true, Ordering::Release);
+        self.inner.lock().cut(recorder, now);
+    }
+
+    /// `desired.settings.window_secs`; at least one second.
+    pub fn set_window(&self, window: Duration) {
+        self.inner.lock().window = window.max(Duration::from_secs(1));
+    }
+
+    /// What to count for `slot` from now on. A change cuts the window, so that one window counts
+    /// one set of thresholds.
+    pub fn set_thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>) {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        if inner.thresholds.get(slot).is_some_and(|known| *known == thresholds) {
+            return;
+        }
+        let concerned: Vec<_> = inner.recorders.iter().filter(|r| r.subject.slot == *slot).cloned().collect();
+        for recorder in concerned {
+            inner.cut(&recorder, now);
+            recorder.builder.lock().set_thresholds(thresholds.clone());
+        }
+        inner.thresholds.insert(slot.clone(), thresholds);
+    }
+
+    /// Remembers answered rows for later labels. Row `i` has the returned sequence plus `i`.
+    pub fn remember(&self, recorder: &Recorder, rows: &[Class]) -> Option<PredictionId> {
+        if rows.is_empty() {
+            return None;
+        }
+        let now = self.clock.now();
+        let sequence = self.ring.lock().push(recorder.index, rows, now);
+        Some(PredictionId { device: self.config.device.clone(), boot: self.config.boot, sequence })
+    }
+
+    /// Joins labels with what was predicted. `labels`: prediction, row within it, truth.
+    pub fn join<'a>(
+        &self,
+        source: &LabelSource,
+        labels: impl IntoIterator<Item = (&'a PredictionId, u64, &'a str)>,
+    ) -> JoinSummary {
+        let now = self.clock.now();
+        let mut summary = JoinSummary::default();
+        let mut ring = self.ring.lock();
+        let mut book = self.labels.lock();
+        ring.expire(now.mono_ms);
+        for (id, row, truth) in labels {
+            let found = if id.device != self.config.device {
+                Err(labels::Unmatched::Foreign)
+            } else if id.boot != self.config.boot {
+                // The memory of predictions does not outlive the agent's process.
+                Err(labels::Unmatched::Expired)
+            } else {
+                match id.sequence.checked_add(row) {
+                    Some(sequence) => ring.join(sequence, truth, source.is_controller()),
+                    None => Err(labels::Unmatched::Unknown),
+                }
+            };
+            summary.count(&found);
+            book.count(source, &found);
+        }
+        drop(ring);
+        if book.is_full() {
+            let home = self.home();
+            let records = book.drain(home.as_deref(), now);
+            drop(book);
+            let mut inner = self.inner.lock();
+            records.into_iter().for_each(|record| inner.push(RecordBody::Labels(record)));
+        }
+        summary
+    }
+
+    /// Labels that were posted at the controller.
+    pub fn join_from_controller(&self, labels: &Labels) -> JoinSummary {
+        let each = labels.labels.iter().map(|label| (&label.prediction, 0, label.label.as_str()));
+        self.join(&LabelSource::Controller, each)
+    }
+
+    /// Cuts what is due and hands everything finished to the sink. Call about once a second, where
+    /// blocking on the disk is allowed. Returns how many records the sink took.
+    pub fn tick(&self) -> usize {
+        self.advance(false)
+    }
+
+    /// Cuts everything, whatever its age: for an orderly stop, after the last request has ended.
+    pub fn flush(&self) -> usize {
+        self.advance(true)
+    }
+
+    /// Records the sink has not taken yet.
+    pub fn waiting(&self) -> usize {
+        self.inner.lock().waiting.len()
+    }
+
+    /// The subject that labels without a known prediction are reported under.
+    fn home(&self) -> Option<Arc<Subject>> {
+        let inner = self.inner.lock();
+        let serving = inner.recorders.iter().rev().find(|r| !r.retired.load(Ordering::Acquire));
+        serving.or(inner.recorders.last()).map(|recorder| recorder.subject.clone())
+    }
+
+    fn advance(&self, everything: bool) -> usize {
+        let _one_at_a_time = self.sending.lock();
+        let now = self.clock.now();
+        self.ring.lock().expire(now.mono_ms);
+        let home = self.home();
+        {
+            let mut inner = self.inner.lock();
+            let window_ms = u64::try_from(inner.window.as_millis()).unwrap_or(u64::MAX);
+            let recorders = std::mem::take(&mut inner.recorders);
+            for recorder in &recorders {
+                let retired = recorder.retired.load(Ordering::Acquire);
+                let age = now.mono_ms.saturating_sub(recorder.builder.lock().started_ms());
+                if everything || retired || age >= window_ms {
+                    inner.cut(recorder, now);
+                }
+            }
+            // A retired one that nobody holds any more can never record again.
+            inner.recorders = recorders
+                .into_iter()
+                .filter(|r| !r.retired.load(Ordering::Acquire) || Arc::strong_count(r) > 1)
+                .collect();
+            let flush_ms = u64::try_from(self.config.label_flush.as_millis()).unwrap_or(u64::MAX);
+            if everything || now.mono_ms.saturating_sub(inner.labels_since_ms) >= flush_ms {
+                inner.labels_since_ms = now.mono_ms;
+                for record in self.labels.lock().drain(home.as_deref(), now) {
+                    inner.push(RecordBody::Labels(record));
+                }
+            }
+            if inner.dropped > 0 && inner.waiting.len() < MAX_WAITING {
+                let records = std::mem::take(&mut inner.dropped);
+                inner.push(RecordBody::Dropped { records, reason: "outbox refused records".into() });
+            }
+        }
+        self.send()
+    }
+
+    /// In order; stops at the first failure and keeps the rest.
+    fn send(&self) -> usize {
+        let mut sent = 0;
+        loop {
+            let Some(record) = self.inner.lock().waiting.pop_front() else { return sent };
+            if let Err(error) = self.sink.append(record.clone()) {
+                tracing::warn!(%error, "telemetry record kept in memory");
+                self.inner.lock().waiting.push_front(record);
+                return sent;
+            }
+            sent += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,11 @@
 //! Answers clients: the Open Inference Protocol over HTTP, and the table of slots behind it.
+//!
+//! [`slots`] says which bundle answers, [`oip`] turns bytes into tensors and back (pure), [`http`]
+//! is the shell: listeners, limits, routes.
+
+pub mod http;
+pub mod oip;
+pub mod slots;
+pub mod stats;
+
+pub use slots::{ServedBundle, SlotTable};

@@ -6,19 +6,23 @@
 //! `DefaultBodyLimit` layer around themselves; everybody else's bodies end at [`MAX_BODY_BYTES`].
 
 pub mod access;
+pub mod commands;
 mod device_routes;
 mod devices;
 pub mod extract;
 pub mod https;
 mod invites;
 pub mod metrics;
+pub mod operations;
 mod outer;
 pub mod peer;
 mod people;
 pub mod problem;
 mod range;
+pub mod rollouts;
 mod spec;
 mod system;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod views;

@@ -1,6 +1,37 @@
-//! How a command fails: what, why, and what to do about it.
+//! How a failed command says so: the error, its causes, and what to do.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, process::ExitCode};
+
+/// Prints `error`, one `caused by` line for each source that adds something, and a hint if there is one.
+/// Returns 1, or 2 for wrong usage.
+pub(super) fn report(error: &anyhow::Error) -> ExitCode {
+    let failure = match error.downcast_ref::<Shown>() {
+        Some(shown) => shown.0.clone(),
+        None => {
+            let error: &(dyn Error + 'static) = error.as_ref();
+            Failure { causes: sources(error), ..Failure::new(error.to_string()) }
+        }
+    };
+    eprintln!("{failure}");
+    ExitCode::from(failure.exit_code())
+}
+
+/// A failure on its way through `anyhow`, whole: [`report`] takes it out again.
+#[derive(Debug)]
+struct Shown(Failure);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+impl Error for Shown {}
+
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        Self::new(Shown(failure))
+    }
+}
 
 /// Printed on stderr by `main`; the exit code says failed (1) or wrongly used (2).
 #[derive(Debug, Clone, PartialEq, Eq)]

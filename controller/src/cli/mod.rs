@@ -1,11 +1,84 @@
-//! The command line: each command translates arguments into a call of the API or into files.
+//! The command line: one noun, one verb. Data goes to standard output, everything else to standard
+//! error; exit codes: 0 done, 1 failed, 2 wrong usage.
 
+pub mod broker;
 pub mod client;
 pub mod context;
+pub mod demo;
 pub mod failure;
 pub mod keys;
 pub mod model;
+pub mod serve;
 #[cfg(test)]
 mod tests;
 pub mod trust;
 mod verdict;
+
+use clap::{Parser, Subcommand};
+use context::Context;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Owns a fleet of devices that infer: identity, models, assignments, telemetry.
+#[derive(Debug, Parser)]
+#[command(name = "edgefleet", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Start with:
+  edgefleet serve --data ./fleet      the controller; its first start makes everything
+  edgefleet device invite             a join code for `edgefleet-agent enroll CODE`
+  edgefleet demo                      all of it on this machine")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    #[command(subcommand)]
+    Broker(broker::BrokerCommand),
+    /// Build, sign and publish models
+    Model(Remote<model::ModelCommand>),
+    /// Show and make signing keys
+    Keys(Remote<keys::KeysCommand>),
+    /// Change who is trusted
+    Trust(Remote<trust::TrustCommand>),
+}
+
+/// A command with the flags that say where the controller is and how to print.
+#[derive(Debug, clap::Args)]
+struct Remote<C: Subcommand> {
+    #[command(flatten)]
+    global: context::GlobalArgs,
+    #[command(subcommand)]
+    command: C,
+}
+
+/// Runs the program's command line.
+pub fn main() -> ExitCode {
+    // One provider in the tree; whoever asks for the default one gets it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let level = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("EDGEFLEET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&error.into()),
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => args.run().await,
+        Command::Demo(args) => args.run().await,
+        Command::Broker(command) => command.run(),
+        Command::Model(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Trust(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+    }
+}

@@ -7,29 +7,32 @@
 use super::DemoError;
 use crate::{
     blobs::{BlobStore, local::LocalBlobs},
-    registry::{BUNDLE, BundleRecord},
+    registry::record::{BUNDLE, BUNDLE_BLOB, BundleRecord, SharedBlob, bundle_id},
     store::{
-        Expect, FleetStore, Repository,
+        Expect, FleetStore, Repository, Transaction,
         sled_home::{SledConfig, SledStore},
     },
 };
+use bytes::Bytes;
 use edgefleet_shared::{
     digest::{BlobDigest, EnvelopeDigest},
+    ids::BundleName,
     trust::Envelope,
 };
 use std::{path::Path, sync::Arc};
 
 /// Makes the stored release of `bundle` one that no publisher signed: one bit of its signature is
 /// flipped, and the registry names the result as if it had been pushed.
-pub(super) async fn break_signature(controller: &Path, bundle: &str) -> Result<(), DemoError> {
+pub(super) async fn break_signature(controller: &Path, bundle: &BundleName) -> Result<(), DemoError> {
     let failed = |reason: String| DemoError::Attack { reason };
     let (store, _) = SledStore::open(SledConfig::new(controller.join("store")))
         .await
         .map_err(|e| failed(e.to_string()))?;
     let store: Arc<dyn FleetStore> = Arc::new(store);
-    let blobs = LocalBlobs::open(controller.join("blobs")).await.map_err(|e| failed(e.to_string()))?;
+    let (blobs, _) = LocalBlobs::open(controller.join("blobs")).await.map_err(|e| failed(e.to_string()))?;
     let bundles = Repository::<BundleRecord>::new(store.clone(), BUNDLE);
-    let mut found = bundles.get_json(bundle).await.map_err(|e| failed(e.to_string()))?;
+    let id = bundle_id(bundle);
+    let mut found = bundles.get_json(&id).await.map_err(|e| failed(e.to_string()))?;
     let digest = BlobDigest::from(found.value.release);
     let size = found.value.release_size;
     let raw = blobs.read_range(&digest, 0, size).await.map_err(|e| failed(e.to_string()))?;
@@ -39,16 +42,16 @@ pub(super) async fn break_signature(controller: &Path, bundle: &str) -> Result<(
     let other = if signature.sig.starts_with('A') { "B" } else { "A" };
     signature.sig.replace_range(0..1, other);
     let forged = envelope.to_bytes();
-    let mut writer = blobs
-        .writer(BlobDigest::of(&forged), forged.len() as u64)
-        .await
+    let info = blobs.put(Bytes::from(forged)).await.map_err(|e| failed(e.to_string()))?;
+    let shared = SharedBlob { size: info.size };
+    let transaction = Transaction::new()
+        .put_json(BUNDLE_BLOB, info.digest.to_hex(), Expect::Any, &shared)
         .map_err(|e| failed(e.to_string()))?;
-    writer.write(&forged).await.map_err(|e| failed(e.to_string()))?;
-    writer.finish().await.map_err(|e| failed(e.to_string()))?;
-    found.value.release = EnvelopeDigest::of(&forged);
-    found.value.release_size = forged.len() as u64;
+    store.commit(transaction).await.map_err(|e| failed(e.to_string()))?;
+    found.value.release = EnvelopeDigest::from_bytes(*info.digest.as_bytes());
+    found.value.release_size = info.size;
     bundles
-        .put_json(bundle, Expect::Revision(found.revision), &found.value)
+        .put_json(&id, Expect::Revision(found.revision), &found.value)
         .await
         .map_err(|e| failed(e.to_string()))?;
     store.close().await.map_err(|e| failed(e.to_string()))

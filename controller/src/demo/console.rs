@@ -71,7 +71,9 @@ pub(super) fn slot<'v>(devices: &'v Value, id: &str) -> &'v Value {
 fn render(stage: &Stage, devices: &Value) -> String {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["device", "bundle", "phase", "progress", "requests", "failed", "p50 ms", "p95 ms", "accuracy"]);
+    table.set_header([
+        "device", "bundle", "phase", "progress", "requests", "failed", "p50 ms", "p95 ms", "accuracy",
+    ]);
     for agent in &stage.agents {
         let slot = slot(devices, &agent.id);
         let load = agent.load.as_ref().map(|load| load.seen.lock().clone()).unwrap_or_default();
@@ -99,7 +101,8 @@ fn render(stage: &Stage, devices: &Value) -> String {
 
 /// A download as ten cells.
 fn bar(progress: &Value) -> String {
-    let (Some(done), Some(total)) = (progress["done_bytes"].as_u64(), progress["total_bytes"].as_u64()) else {
+    let (Some(done), Some(total)) = (progress["done_bytes"].as_u64(), progress["total_bytes"].as_u64())
+    else {
         return String::new();
     };
     let cells = (10 * done.min(total)).checked_div(total).unwrap_or(10) as usize;

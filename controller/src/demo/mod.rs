@@ -8,7 +8,7 @@ mod attack;
 mod console;
 mod load;
 mod processes;
-mod report;
+pub mod report;
 mod stage;
 mod story;
 

@@ -88,8 +88,7 @@ impl Stage {
     /// Starts the controller again on the addresses it had: devices come back by themselves.
     pub(super) async fn reopen(&mut self) -> Result<(), DemoError> {
         let https = self.url.trim_start_matches("https://").to_owned();
-        let (serve, _) =
-            start_controller(&self.exe, &self.agent_bin, &self.dir, &https, &self.mqtt).await?;
+        let (serve, _) = start_controller(&self.exe, &self.agent_bin, &self.dir, &https, &self.mqtt).await?;
         self.serve = serve;
         Ok(())
     }

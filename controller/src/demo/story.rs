@@ -1,8 +1,7 @@
 //! The chapters.
 
 use super::{
-    DemoError,
-    attack,
+    DemoError, attack,
     console::{self, Console},
     load::Holdout,
     report::{BundleReport, ChapterReport, Quantiles, RefusalReport, Report, quantile},
@@ -86,17 +85,13 @@ impl Chapters {
     }
 }
 
-async fn tell(
-    options: &DemoOptions,
-    report: &mut Report,
-    console: &mut Console,
-) -> Result<Stage, DemoError> {
+async fn tell(options: &DemoOptions, report: &mut Report, console: &mut Console) -> Result<Stage, DemoError> {
     let mut chapters = Chapters { done: vec![], current: None };
     let holdout = Arc::new(Holdout::load(&options.model.join("holdout/holdout.json"))?);
 
     chapters.open(console, "A controller, and agents that join by one code");
-    let exe = std::env::current_exe()
-        .map_err(|source| DemoError::Start { program: "edgefleet".into(), source })?;
+    let exe =
+        std::env::current_exe().map_err(|source| DemoError::Start { program: "edgefleet".into(), source })?;
     let mut stage = Stage::open(exe, options.agent_bin.clone(), options.dir.clone()).await?;
     console.say(&format!("   controller at {} (API) and {} (MQTT over TLS)", stage.url, stage.mqtt));
     let uses = options.devices.to_string();
@@ -144,8 +139,9 @@ async fn tell(
     chapters.open(console, "digits@4: a stolen controller hands out what no publisher signed");
     let source = numbered(&options.model.join("v2"), &options.dir.join("v4"), 4)?;
     push(&stage, &source, "digits@4", &[]).await?;
+    let forged = "digits@4".parse().map_err(|e| DemoError::Attack { reason: format!("{e}") })?;
     stage.serve.stop().await;
-    attack::break_signature(&stage.controller_dir(), "digits@4").await?;
+    attack::break_signature(&stage.controller_dir(), &forged).await?;
     stage.reopen().await?;
     console.say("   the controller is back with a forged release in its store");
     let attempts = refused_by_all(&stage, console, "digits@4").await?;
@@ -239,9 +235,7 @@ async fn start_rollout(stage: &Stage, bundle: &str) -> Result<String, DemoError>
     let args = ["assign", bundle, "--select", "site=lab", "--yes", "--probation", "2s"];
     let answer = stage.command(&args).await?;
     match text(&answer["id"]) {
-        id if id.is_empty() => {
-            Err(DemoError::Output { command: args.join(" "), output: answer.to_string() })
-        }
+        id if id.is_empty() => Err(DemoError::Output { command: args.join(" "), output: answer.to_string() }),
         id => Ok(id),
     }
 }
@@ -292,11 +286,7 @@ async fn refused_push(
 }
 
 /// Assigns `bundle` and waits until every device has refused it.
-async fn refused_by_all(
-    stage: &Stage,
-    console: &mut Console,
-    bundle: &str,
-) -> Result<Vec<Value>, DemoError> {
+async fn refused_by_all(stage: &Stage, console: &mut Console, bundle: &str) -> Result<Vec<Value>, DemoError> {
     let rollout = start_rollout(stage, bundle).await?;
     stage
         .wait_for(
@@ -365,7 +355,8 @@ async fn finish(
         report.failed_requests == 0 && report.requests > 0,
         failures.join("; "),
     );
-    let strangers: Vec<_> = answered.keys().filter(|b| !["digits@1", "digits@2"].contains(&b.as_str())).collect();
+    let strangers: Vec<_> =
+        answered.keys().filter(|b| !["digits@1", "digits@2"].contains(&b.as_str())).collect();
     report.check("only digits@1 and digits@2 ever answered", strangers.is_empty(), format!("{answered:?}"));
     let devices = stage.get("/api/v1/devices?limit=1000").await?;
     let on_two = stage
@@ -398,7 +389,11 @@ async fn finish(
     );
     let accuracy = |bundle: &str| totals.get(bundle).and_then(|b| b.accuracy).unwrap_or(0.0);
     let (one, two) = (accuracy("digits@1"), accuracy("digits@2"));
-    report.check("digits@2 is more accurate than digits@1", two > one && one > 0.5, format!("{one:.3} -> {two:.3}"));
+    report.check(
+        "digits@2 is more accurate than digits@1",
+        two > one && one > 0.5,
+        format!("{one:.3} -> {two:.3}"),
+    );
     report.bundles = totals;
     let transfer = stage.get("/api/v1/transfers").await?;
     report.bytes_pulled = transfer["sent_bytes"].as_u64().unwrap_or(0);
@@ -437,7 +432,11 @@ fn summary(report: &Report, path: &Path, console: &mut Console) {
         let mark = if check.held { "held  " } else { "BROKEN" };
         let detail = check.detail.lines().next().unwrap_or_default();
         let detail: String = detail.chars().take(90).collect();
-        console.say(&format!("   {mark}  {}{}", check.name, if detail.is_empty() { String::new() } else { format!(": {detail}") }));
+        console.say(&format!(
+            "   {mark}  {}{}",
+            check.name,
+            if detail.is_empty() { String::new() } else { format!(": {detail}") }
+        ));
     }
     for (bundle, own) in &report.bundles {
         console.say(&format!(

@@ -139,7 +139,6 @@ impl DesiredStates {
             let envelope = self
                 .key
                 .sign_desired(&desired)
-                .await
                 .map_err(|source| DesiredError::Sign { device: device.clone(), source })?;
             let record = DesiredRecord {
                 envelope: BASE64.encode(&envelope),

@@ -1,7 +1,8 @@
 //! The controller's online key, behind a trait so that it may live in a PKCS#11 token or a KMS.
+//!
+//! Signing blocks: a file's key takes microseconds; a remote one bounds its own wait.
 
 use super::key_file::{self, KeyFileError};
-use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
     desired::Desired,
@@ -24,7 +25,6 @@ pub enum SignerError {
 }
 
 /// Something that signs with one Ed25519 key.
-#[async_trait]
 pub trait Signer: Send + Sync {
     fn public(&self) -> PublicKey;
 
@@ -32,7 +32,7 @@ pub trait Signer: Send + Sync {
     ///
     /// # Errors
     /// [`SignerError::Unavailable`].
-    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError>;
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError>;
 }
 
 /// A key read from a file.
@@ -52,12 +52,11 @@ impl From<SigningKey> for FileSigner {
     }
 }
 
-#[async_trait]
 impl Signer for FileSigner {
     fn public(&self) -> PublicKey {
         self.0.public()
     }
-    async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
         Ok(self.0.sign(message))
     }
 }
@@ -80,30 +79,30 @@ impl OnlineKey {
     ///
     /// # Errors
     /// [`SignerError`].
-    pub async fn sign_desired(&self, desired: &Desired) -> Result<Vec<u8>, SignerError> {
-        self.seal(DESIRED_TYPE, desired).await
+    pub fn sign_desired(&self, desired: &Desired) -> Result<Vec<u8>, SignerError> {
+        self.sign_document(DESIRED_TYPE, desired)
     }
 
     /// The envelope's bytes, ready for `command`.
     ///
     /// # Errors
     /// [`SignerError`].
-    pub async fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
-        self.seal(COMMAND_TYPE, command).await
+    pub fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
+        self.sign_document(COMMAND_TYPE, command)
     }
 
-    async fn seal<T: Serialize + Sync>(
-        &self,
-        payload_type: &str,
-        document: &T,
-    ) -> Result<Vec<u8>, SignerError> {
+    fn sign_document<T: Serialize>(&self, payload_type: &str, document: &T) -> Result<Vec<u8>, SignerError> {
         let payload =
             serde_json::to_vec(document).map_err(|e| SignerError::Document { reason: e.to_string() })?;
-        let sig = self.signer.sign(&pre_authentication(payload_type, &payload)).await?;
+        self.sign_payload(payload_type, &payload)
+    }
+
+    fn sign_payload(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
+        let sig = self.signer.sign(&pre_authentication(payload_type, payload))?;
         let signature = Signature { keyid: self.id(), sig: BASE64.encode(sig) };
         let envelope = Envelope {
             payload_type: payload_type.to_owned(),
-            payload: BASE64.encode(&payload),
+            payload: BASE64.encode(payload),
             signatures: vec![signature],
         };
         Ok(envelope.to_bytes())

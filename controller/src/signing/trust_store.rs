@@ -157,18 +157,6 @@ impl TrustStore {
     }
 }
 
-impl crate::fleet::TrustChain for TrustStore {
-    fn newest(&self) -> EnvelopeDigest {
-        self.pin()
-    }
-
-    fn since(&self, pin: &EnvelopeDigest) -> Option<Vec<Vec<u8>>> {
-        let all = self.since(1);
-        let first = all.iter().position(|raw| EnvelopeDigest::of(raw) == *pin)?;
-        Some(all[first..].iter().map(|raw| raw.to_vec()).collect())
-    }
-}
-
 /// The version a document claims, unchecked.
 fn claimed_version(raw: &[u8]) -> Option<u64> {
     let payload = Envelope::parse(raw).ok()?.payload().ok()?;

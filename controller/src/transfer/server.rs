@@ -18,7 +18,7 @@ use edgefleet_shared::{
     },
 };
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
@@ -51,7 +51,7 @@ pub struct LibraryError {
 }
 
 /// What one device has been sent since the controller started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferTotals {
     pub requests: u64,
     pub blocks: u64,

@@ -79,7 +79,8 @@ impl DeviceTrust {
     pub fn advance(&mut self, raw: &[u8]) -> Result<(), TrustError> {
         let envelope = Envelope::parse(raw)?;
         if envelope.payload_type != TRUST_TYPE {
-            return Err(TrustError::WrongType { wanted: TRUST_TYPE, found: envelope.payload_type });
+            let found = envelope.payload_type.chars().take(100).collect();
+            return Err(TrustError::WrongType { wanted: TRUST_TYPE, found });
         }
         let payload = envelope.payload()?;
         require(&envelope, &self.trust, RoleName::Trust, &payload)?;
@@ -116,6 +117,10 @@ impl DeviceTrust {
         if desired.device != *device {
             return Err(TrustError::WrongDevice { found: desired.device.to_string() });
         }
+        if desired.trust_version > self.trust.version {
+            // Checked after the signature: nobody else can send the device off to fetch trust documents.
+            return Err(TrustError::TrustBehind { have: self.trust.version, wanted: desired.trust_version });
+        }
         if self.nonce.is_some() && desired.nonce != self.nonce {
             return Err(TrustError::NonceMissing);
         }
@@ -148,10 +153,13 @@ impl DeviceTrust {
 
     /// Judges the release envelope that a desired state assigned, by digest, name and publisher.
     ///
+    /// Its `issued` does not raise the floor: a release is older than the desired state that assigns
+    /// it, and a publisher whose clock once ran ahead must not stop a fleet from updating.
+    ///
     /// # Errors
     /// [`TrustError`]; nothing may be fetched for it then.
     pub fn check_release(
-        &mut self,
+        &self,
         raw: &[u8],
         assigned: &Assigned,
         hardware: &str,
@@ -183,7 +191,6 @@ impl DeviceTrust {
                 found: hardware.to_owned(),
             });
         }
-        self.floor = self.floor.max(release.issued);
         Ok(release)
     }
 }

@@ -54,6 +54,8 @@ pub enum TrustError {
     TrustOrder { current: u64, found: u64 },
     #[error("trust document {version} is unusable: {reason}")]
     TrustInvalid { version: u64, reason: String },
+    #[error("trust {wanted} is needed, this device has only {have}")]
+    TrustBehind { have: u64, wanted: u64 },
     #[error("trust document does not match its pin")]
     TrustPin,
     #[error("{what} expired at {expired}, it is {now}")]
@@ -168,7 +170,8 @@ pub(super) fn require(
     if wanted.threshold >= 1 && good >= wanted.threshold {
         return Ok(());
     }
-    let present: Vec<_> =
-        envelope.signatures.iter().take(MAX_SIGNATURES).map(|s| s.keyid.to_string()).collect();
+    // The names were not checked yet: bounded, because the text goes into reports.
+    let name = |s: &Signature| s.keyid.as_str().chars().take(32).collect::<String>();
+    let present: Vec<_> = envelope.signatures.iter().take(MAX_SIGNATURES).map(name).collect();
     Err(TrustError::Threshold { role, good, threshold: wanted.threshold, present: present.join(", ") })
 }

@@ -1,0 +1,48 @@
+# `make` lists the targets. Everything is built under CARGO_TARGET_DIR, or under target/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test dist fmt clean-data
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Release without link-time optimisation: what tests and the demo build and run.
+CI := --locked --workspace --profile ci
+# Long-lived things that are no build products; outside the checkout where EDGEFLEET_CACHE names a place.
+CACHE := $(or $(EDGEFLEET_CACHE),$(TARGET_DIR))
+VENV := $(CACHE)/venv-tests
+# cargo-install's default, where `tests/setup.sh` puts tools, may not be on PATH.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Install what the tests need (Debian packages, Python environment, cargo tools)
+	@tests/setup.sh "$(VENV)" "$(CACHE)/target-tools"
+
+build: ## Build both programs (profile `ci`: real speed, quick to link)
+	cargo build $(CI) --bins
+
+demo: build ## Run the demo: a controller, eight agents, real images (DEMO_ARGS="--devices 4 --keep")
+	"$(TARGET_DIR)/ci/edgefleet" demo $(DEMO_ARGS)
+
+test: setup ## Run every check and test
+	@.ci/step format cargo fmt --all --check
+	@.ci/step pages .ci/check-docs
+	@.ci/step dependencies cargo deny --locked check licenses bans sources
+	@.ci/step clippy cargo clippy $(CI) --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" .ci/step docs cargo doc $(CI) --no-deps
+	@.ci/step build cargo build $(CI) --bins
+	@.ci/step doctests cargo test $(CI) --doc
+	@EDGEFLEET_TEST_PYTHON="$$(cd "$(VENV)" && pwd)/bin/python" \
+		.ci/step tests cargo nextest run --locked --workspace --cargo-profile ci
+
+dist: ## Build the agent as devices get it (profile `dist`: small) and print its size
+	cargo build --locked --profile dist -p edgefleet-agent
+	@stat -c '%n: %s bytes' "$(TARGET_DIR)/dist/edgefleet-agent"
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean-data: ## Remove what the demo and the quick start left behind; builds stay
+	rm -rf target/demo "$(TARGET_DIR)/demo" target/try

@@ -1,0 +1,360 @@
+//! The agent's settings: TOML file, then `EDGEFLEET_AGENT_*`, then flags; the last one wins.
+//!
+//! Every key is visited before giving up, so that one start shows all mistakes with file, line and
+//! key. Unknown keys are refused: a typing error must not become a default.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use toml::de::{DeTable, DeValue};
+
+/// Prefix of environment variables: `http.listen` is `EDGEFLEET_AGENT_HTTP_LISTEN`.
+pub const ENV_PREFIX: &str = "EDGEFLEET_AGENT_";
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    File { path: PathBuf, line: usize },
+    Env(String),
+    Flag(String),
+    Default,
+}
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Env(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => write!(f, "flag --{name}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {problem}")]
+pub struct ConfigError {
+    pub origin: Origin,
+    pub problem: String,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Everything the agent can be told on its device. What the fleet decides comes from the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub data: PathBuf,
+    /// Hardware class, as bundles name it; empty for none.
+    pub hardware: String,
+    pub http_listen: SocketAddr,
+    pub metrics_listen: SocketAddr,
+    /// Said explicitly before anything listens beyond loopback.
+    pub allow_remote: bool,
+    pub body_limit: usize,
+    /// Inference threads; 0 is one per core.
+    pub threads: usize,
+    /// Requests of a slot that may wait.
+    pub queue: usize,
+    pub probe_memory: u64,
+    pub probe_timeout: Duration,
+    pub outbox_records: usize,
+    pub outbox_bytes: u64,
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+/// Key, default, and what it means; the one list that file, environment, flags and help share.
+pub const KEYS: &[(&str, &str, &str)] = &[
+    ("data", "/var/lib/edgefleet-agent", "folder for identity, bundles, state and outbox"),
+    ("hardware", "", "hardware class, as bundles name it"),
+    ("http.listen", "127.0.0.1:8000", "Open Inference Protocol; port 0 takes a free one"),
+    ("http.allow_remote", "false", "allow listening beyond loopback (without authentication)"),
+    ("http.body_limit", "16MiB", "largest request body"),
+    ("metrics.listen", "127.0.0.1:8002", "Prometheus metrics; port 0 takes a free one"),
+    ("serving.threads", "0", "inference threads, 0 is one per core"),
+    ("serving.queue", "64", "requests of a slot that may wait"),
+    ("probe.memory", "1GiB", "memory a bundle under test may use"),
+    ("probe.timeout", "120s", "time a bundle under test may take"),
+    ("outbox.records", "20000", "telemetry records kept while offline"),
+    ("outbox.bytes", "16MiB", "bytes of telemetry kept while offline"),
+    (
+        "log.level",
+        "info",
+        "error, warn, info, debug or trace, or a filter such as `info,edgefleet_agent::link=debug`",
+    ),
+    ("log.format", "text", "text or json"),
+];
+
+/// Values as written, by key, with their origin.
+#[derive(Clone, Debug, Default)]
+pub struct Raw(BTreeMap<&'static str, (String, Origin)>);
+
+fn known(key: &str) -> Option<&'static str> {
+    KEYS.iter().map(|(known, ..)| *known).find(|known| *known == key)
+}
+
+fn env_name(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Reads all sources. `env` is the process environment; `flags` are (key, value) pairs.
+///
+/// # Errors
+/// Every mistake found, in the order of the sources and then of [`KEYS`].
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: impl IntoIterator<Item = (&'static str, String)>,
+) -> Result<Config, Vec<ConfigError>> {
+    let mut wrong = Vec::new();
+    let mut raw = Raw::default();
+    if let Some(path) = file {
+        raw.add_file(path, &mut wrong);
+    }
+    raw.add_env(env, &mut wrong);
+    for (key, value) in flags {
+        if let Some(key) = known(key) {
+            raw.0.insert(key, (value, Origin::Flag(key.replace(['.', '_'], "-"))));
+        }
+    }
+    match check(&raw, &mut wrong) {
+        Some(config) if wrong.is_empty() => Ok(config),
+        _ => Err(wrong),
+    }
+}
+
+impl Raw {
+    fn add_file(&mut self, path: &Path, wrong: &mut Vec<ConfigError>) {
+        let mut fail = |line: usize, problem: String| {
+            wrong.push(ConfigError { origin: Origin::File { path: path.to_owned(), line }, problem });
+        };
+        let text = match crate::store::files::read_bounded(path, MAX_FILE_BYTES) {
+            Err(e) => return fail(1, format!("cannot be read: {e}")),
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Err(_) => return fail(1, "is not UTF-8".into()),
+                Ok(text) => text,
+            },
+        };
+        let line_of =
+            |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+        let (table, errors) = DeTable::parse_recoverable(&text);
+        for error in errors {
+            fail(line_of(error.span().map_or(0, |span| span.start)), error.message().to_owned());
+        }
+        let mut open: Vec<(String, &DeTable<'_>)> = vec![(String::new(), table.get_ref())];
+        while let Some((prefix, table)) = open.pop() {
+            for (name, value) in table.iter() {
+                let line = line_of(name.span().start);
+                let key = format!("{prefix}{}", name.get_ref());
+                let written = match value.get_ref() {
+                    DeValue::Table(inner) if KEYS.iter().any(|(k, ..)| k.starts_with(&format!("{key}."))) => {
+                        open.push((format!("{key}."), inner));
+                        continue;
+                    }
+                    DeValue::String(text) => Some(text.to_string()),
+                    DeValue::Integer(number) => Some(number.to_string()),
+                    DeValue::Boolean(flag) => Some(flag.to_string()),
+                    _ => None,
+                };
+                match (known(&key), written) {
+                    (Some(key), Some(text)) => {
+                        let origin = Origin::File { path: path.to_owned(), line };
+                        self.0.insert(key, (text, origin));
+                    }
+                    (Some(key), None) => {
+                        fail(line, format!("`{key}` must be text, a whole number or true/false"))
+                    }
+                    (None, _) => fail(line, unknown(&key)),
+                }
+            }
+        }
+    }
+
+    fn add_env(&mut self, env: impl IntoIterator<Item = (String, String)>, wrong: &mut Vec<ConfigError>) {
+        for (name, value) in env {
+            if !name.starts_with(ENV_PREFIX) || name == format!("{ENV_PREFIX}CONFIG") {
+                continue;
+            }
+            match KEYS.iter().find(|(key, ..)| env_name(key) == name) {
+                Some((key, ..)) => drop(self.0.insert(key, (value, Origin::Env(name)))),
+                None => {
+                    let key = name[ENV_PREFIX.len()..].to_lowercase();
+                    wrong.push(ConfigError { origin: Origin::Env(name), problem: unknown(&key) });
+                }
+            }
+        }
+    }
+
+    fn take<T>(
+        &self,
+        key: &'static str,
+        wrong: &mut Vec<ConfigError>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let default = KEYS.iter().find(|(known, ..)| *known == key).map_or("", |(_, default, _)| default);
+        let (text, origin) = match self.0.get(key) {
+            Some((text, origin)) => (text.as_str(), origin.clone()),
+            None => (default, Origin::Default),
+        };
+        parse(text)
+            .map_err(|problem| {
+                wrong.push(ConfigError { origin, problem: format!("`{key}` is `{text}`, {problem}") });
+            })
+            .ok()
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.0.get(key).map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+}
+
+fn unknown(key: &str) -> String {
+    let near = KEYS
+        .iter()
+        .map(|(known, ..)| *known)
+        .filter(|known| known.rsplit('.').next() == key.rsplit(['.', '_']).next())
+        .collect::<Vec<_>>();
+    match near.as_slice() {
+        [] => format!("`{key}` is not a setting; `edgefleet-agent run --help` lists them"),
+        near => format!("`{key}` is not a setting; did you mean `{}`?", near.join("` or `")),
+    }
+}
+
+fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
+    let address = |text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| "which is no address; write it as `127.0.0.1:8000`".to_owned())
+    };
+    let data = raw.take("data", wrong, |text| match text {
+        "" => Err("which is no folder".into()),
+        text => Ok(PathBuf::from(text)),
+    });
+    let hardware = raw.take("hardware", wrong, |text| {
+        let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match text.len() <= 64 && text.chars().all(ok) {
+            true => Ok(text.to_owned()),
+            false => Err("which may hold only letters, digits, `-`, `_` and `.`, at most 64".into()),
+        }
+    });
+    let http_listen = raw.take("http.listen", wrong, address);
+    let metrics_listen = raw.take("metrics.listen", wrong, address);
+    let allow_remote = raw.take("http.allow_remote", wrong, |text| {
+        text.parse::<bool>().map_err(|_| "which is neither `true` nor `false`".to_owned())
+    });
+    for (key, listen) in [("http.listen", http_listen), ("metrics.listen", metrics_listen)] {
+        if let (Some(listen), Some(false)) = (listen, allow_remote)
+            && !listen.ip().is_loopback()
+        {
+            let problem = format!(
+                "`{key}` is `{listen}`, which others can reach without any authentication; \
+                 write `http.allow_remote = true` if that is meant"
+            );
+            wrong.push(ConfigError { origin: raw.origin(key), problem });
+        }
+    }
+    let body_limit = raw.take("http.body_limit", wrong, |text| bytes_within(text, 1024, 1 << 30));
+    let threads = raw.take("serving.threads", wrong, |text| number_within(text, 0, 1024));
+    let queue = raw.take("serving.queue", wrong, |text| number_within(text, 1, 100_000));
+    let probe_memory = raw.take("probe.memory", wrong, |text| bytes_within(text, 16 << 20, 1 << 40));
+    let probe_timeout = raw.take("probe.timeout", wrong, |text| {
+        duration_within(text, Duration::from_secs(1), Duration::from_secs(3600))
+    });
+    let outbox_records = raw.take("outbox.records", wrong, |text| number_within(text, 10, 10_000_000));
+    let outbox_bytes = raw.take("outbox.bytes", wrong, |text| bytes_within(text, 1 << 20, 1 << 34));
+    let log_level = raw.take("log.level", wrong, |text| {
+        text.parse::<tracing_subscriber::filter::Targets>()
+            .map(|_| text.to_owned())
+            .map_err(|_| "which is no log filter; write `info` or `warn,edgefleet_agent=debug`".to_owned())
+    });
+    let log_format = raw.take("log.format", wrong, |text| match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("which is neither `text` nor `json`".into()),
+    });
+    Some(Config {
+        data: data?,
+        hardware: hardware?,
+        http_listen: http_listen?,
+        metrics_listen: metrics_listen?,
+        allow_remote: allow_remote?,
+        body_limit: usize::try_from(body_limit?).ok()?,
+        threads: threads?,
+        queue: queue?,
+        probe_memory: probe_memory?,
+        probe_timeout: probe_timeout?,
+        outbox_records: outbox_records?,
+        outbox_bytes: outbox_bytes?,
+        log_level: log_level?,
+        log_format: log_format?,
+    })
+}
+
+fn number_within(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "which is no whole number".to_owned())?;
+    match (least..=most).contains(&number) {
+        true => Ok(number),
+        false => Err(format!("{least} to {most} are allowed")),
+    }
+}
+
+/// `64MiB`, `500kB`, `1GiB`, `100B`.
+fn bytes_within(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "which is no size; write it as `64MiB`".to_owned())?;
+    let factor = match unit.trim() {
+        "" => return Err(format!("which has no unit; write `{number}B`, `{number}KiB` or `{number}MiB`")),
+        unit => UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor),
+    };
+    let factor = factor.ok_or("which has no known unit; use B, KiB, MiB, GiB, kB, MB or GB")?;
+    match number.checked_mul(factor) {
+        Some(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{least}B to {most}B are allowed")),
+    }
+}
+
+/// `90s`, `5m`, `1h 30m`.
+fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    if text.parse::<u64>().is_ok() {
+        return Err(format!("which has no unit; write `{text}s` or `{text}m`"));
+    }
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "which is no time span; write it as `90s` or `5m`".to_owned())?;
+    match (least..=most).contains(&duration) {
+        true => Ok(duration),
+        false => Err(format!(
+            "{} to {} are allowed",
+            humantime::format_duration(least),
+            humantime::format_duration(most)
+        )),
+    }
+}
+
+/// The file to read when none is named: `/etc/edgefleet-agent.toml`, if it is there.
+pub fn default_file() -> Option<PathBuf> {
+    let path = PathBuf::from("/etc/edgefleet-agent.toml");
+    fs::exists(&path).unwrap_or(false).then_some(path)
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,73 @@
+//! What supervisor and child say to each other: one JSON request on stdin, JSON lines on stdout.
+
+use super::attempts::{Attempt, AttemptResult};
+use edgefleet_shared::{
+    bundle::Interface,
+    probe::{Confinement, EngineFacts, GoldenResult, Measured, ProbeFailure},
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, os::fd::RawFd};
+
+/// Largest request and largest answer in bytes; both name at most some hundred things.
+pub(super) const MAX_MESSAGE_BYTES: u64 = 4 << 20;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) protocol: u32,
+    pub(super) bounds: Bounds,
+    pub(super) task: Task,
+}
+
+/// Resource limits of the child.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Bounds {
+    pub(super) data_bytes: u64,
+    pub(super) cpu_seconds: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum Task {
+    Test(Test),
+    Attempt(Vec<Attempt>),
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Test {
+    pub(super) model: Input,
+    pub(super) interface: Interface,
+    pub(super) golden: Vec<GoldenInput>,
+    pub(super) timed_runs: u32,
+    pub(super) timing_budget_ms: u64,
+}
+
+/// An inherited descriptor at its start, and how many bytes it holds.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Input {
+    pub(super) fd: RawFd,
+    pub(super) size: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct GoldenInput {
+    pub(super) name: String,
+    pub(super) blob: Input,
+    pub(super) rtol: f64,
+    pub(super) atol: f64,
+}
+
+/// In this order; `Doing` lets the supervisor say where a child died.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Event {
+    Ready { protocol: u32, engine: EngineFacts, confinement: Confinement },
+    Doing(String),
+    Attempted(AttemptResult),
+    Done(Outcome),
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Outcome {
+    pub(super) failure: Option<ProbeFailure>,
+    pub(super) golden: Vec<GoldenResult>,
+    pub(super) operators: BTreeMap<String, u32>,
+    pub(super) measured: Option<Measured>,
+}

@@ -1,0 +1,101 @@
+//! Tries a bundle in a confined child process before anything else may trust its model.
+//!
+//! A hostile model runs with the rights of the process that loads it, so that process is given none:
+//! no environment, no descriptors but its input and three pipes, an empty working folder, no file
+//! access (Landlock), no sockets, no new processes (seccomp), bounded time and memory (resource limits),
+//! and it dies with its parent. The child parses the model, runs every golden sample twice, takes the
+//! time and reports; the parent decides. A crash, a hang or a memory blow-up costs the child and becomes
+//! a typed [`ProbeFailure`](edgefleet_shared::probe::ProbeFailure).
+//!
+//! The child is this same program, run again as `probe-worker`. What the kernel cannot enforce is named
+//! in the verdict's [`Confinement`](edgefleet_shared::probe::Confinement).
+
+mod attempts;
+mod confine;
+mod files;
+mod judge;
+mod messages;
+mod supervisor;
+mod sys;
+mod worker;
+
+pub use attempts::{Attempt, AttemptResult, SelfTest};
+pub use files::BundleFiles;
+pub use worker::probe_worker_main;
+
+use edgefleet_shared::probe::ProbeVerdict;
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// The hidden subcommand under which this program becomes the child.
+pub const WORKER_COMMAND: &str = "probe-worker";
+
+/// How to run the child.
+#[derive(Clone, Debug)]
+pub struct ProbeOptions {
+    /// The program that understands [`WORKER_COMMAND`].
+    pub exe: PathBuf,
+    /// Put before `exe`: `qemu-aarch64` where the kernel cannot start foreign programs by itself.
+    pub runner: Vec<OsString>,
+    /// Wall clock for everything; also the child's processor time. After it the child is killed.
+    pub time_limit: Duration,
+    /// Data memory of the child beyond the bundle's `peak_memory_bytes`.
+    pub memory_headroom_bytes: u64,
+    /// Timed runs, at most this many ...
+    pub timed_runs: u32,
+    /// ... within this time.
+    pub timing_budget: Duration,
+}
+
+impl ProbeOptions {
+    /// Loading takes up to 1.3 s and a golden sample 0.25 s for the largest model tried on x86-64; a
+    /// small ARM core is some ten times slower and a bundle may hold 64 samples.
+    pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+    /// Data memory beyond the model's own. `VmData` of an idle child is under 1 MiB (x86-64 glibc); the
+    /// rest is room for golden samples, the allocator's slack and the file's bytes, which while loading
+    /// lie beside the parsed weights. The limit only stops a blow-up: `peak_memory_bytes` itself is
+    /// held against the resident peak, of which the program's own pages are some 20 MiB.
+    pub const MEMORY_HEADROOM_BYTES: u64 = 32 << 20;
+    /// Enough for a 95th percentile that is not the maximum (the third largest of 50).
+    pub const TIMED_RUNS: u32 = 50;
+    pub const TIMING_BUDGET: Duration = Duration::from_secs(3);
+
+    pub fn new(exe: impl Into<PathBuf>) -> Self {
+        Self {
+            exe: exe.into(),
+            runner: Vec::new(),
+            time_limit: Self::TIME_LIMIT,
+            memory_headroom_bytes: Self::MEMORY_HEADROOM_BYTES,
+            timed_runs: Self::TIMED_RUNS,
+            timing_budget: Self::TIMING_BUDGET,
+        }
+    }
+
+    /// Runs this very program again, also if its file has been replaced meanwhile.
+    pub fn this_program() -> Self {
+        Self::new("/proc/self/exe")
+    }
+}
+
+/// Tries `bundle` and blocks until the verdict, at most the time limit and some seconds.
+///
+/// Never fails: whatever goes wrong is a verdict with `ok: false` and a reason.
+pub fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict {
+    supervisor::run(bundle, options)
+}
+
+/// [`run`] beside the async world. A dropped future lets the child run to its end.
+pub async fn run_async(bundle: BundleFiles, options: ProbeOptions) -> ProbeVerdict {
+    let (b, o) = (bundle.clone(), options.clone());
+    match tokio::task::spawn_blocking(move || run(&b, &o)).await {
+        Ok(verdict) => verdict,
+        Err(error) => supervisor::unavailable(&bundle, &format!("the probe was cut off: {error}")),
+    }
+}
+
+/// Starts a child that tries each forbidden thing from behind the walls and tells what happened.
+///
+/// # Errors
+/// One sentence if the child could not be run.
+pub fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Result<SelfTest, String> {
+    supervisor::self_test(attempts, options)
+}

@@ -1,0 +1,273 @@
+//! The parent's side: checks the bundle, starts the child, bounds it, hears it out.
+
+use super::{
+    ProbeOptions, WORKER_COMMAND,
+    attempts::{Attempt, SelfTest},
+    confine,
+    files::{BundleFiles, failure},
+    judge::{Ended, Exit, Judgement, judge},
+    messages::{Bounds, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test},
+    sys,
+};
+use crate::engine::choose_artifact;
+use edgefleet_shared::{
+    bundle::{Manifest, ManifestError},
+    ids::BundleName,
+    probe::{PROBE_PROTOCOL, ProbeFailure, ProbeVerdict},
+    reported::RefusalCode,
+};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Kept of the child's stderr: the words of a panic or an abort come first.
+const MAX_STDERR_BYTES: u64 = 16 * 1024;
+/// A child that has closed its stdout has this long to end.
+const LINGER: Duration = Duration::from_secs(2);
+
+pub(super) fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict {
+    let bytes = match bundle.read_manifest() {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let text = format!("could not read {}: {error}", bundle.manifest.display());
+            return verdict(&[], None, lost(failure(RefusalCode::ManifestInvalid, text)));
+        }
+    };
+    let manifest = match Manifest::parse(&bytes) {
+        Ok(manifest) => manifest,
+        Err(wrong) => return verdict(&bytes, None, lost(unparsable(&wrong))),
+    };
+    let judgement = test(bundle, &manifest, options).unwrap_or_else(lost);
+    verdict(&bytes, Some(&manifest), judgement)
+}
+
+/// A verdict for a probe that could not take place.
+pub(super) fn unavailable(bundle: &BundleFiles, reason: &str) -> ProbeVerdict {
+    let bytes = bundle.read_manifest().unwrap_or_default();
+    let manifest = Manifest::parse(&bytes).ok();
+    let judgement = lost(failure(RefusalCode::ProbeUnavailable, reason.into()));
+    verdict(&bytes, manifest.as_ref(), judgement)
+}
+
+fn lost(failure: ProbeFailure) -> Judgement {
+    Judgement { failure: Some(failure), ..Judgement::default() }
+}
+
+fn unparsable(wrong: &[ManifestError]) -> ProbeFailure {
+    let code = match wrong {
+        [ManifestError::UnknownSchema { .. }] => RefusalCode::UnknownSchema,
+        _ => RefusalCode::ManifestInvalid,
+    };
+    let all: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    failure(code, all.join("; "))
+}
+
+fn verdict(manifest_bytes: &[u8], manifest: Option<&Manifest>, judgement: Judgement) -> ProbeVerdict {
+    ProbeVerdict {
+        protocol: PROBE_PROTOCOL,
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        bundle: manifest.map_or_else(nameless, Manifest::name),
+        digest: Manifest::digest_of(manifest_bytes),
+        ok: judgement.failure.is_none(),
+        failure: judgement.failure,
+        engine: judgement.engine,
+        golden: judgement.golden,
+        operators: judgement.operators,
+        measured: judgement.measured,
+        confinement: judgement.confinement.unwrap_or_else(|| confine::none("no child was confined")),
+    }
+}
+
+/// Stands in for the name of a bundle whose manifest cannot be read.
+#[allow(clippy::expect_used)] // a constant, and a test parses it
+fn nameless() -> BundleName {
+    "unreadable@1".parse().expect("a valid name")
+}
+
+fn test(
+    bundle: &BundleFiles,
+    manifest: &Manifest,
+    options: &ProbeOptions,
+) -> Result<Judgement, ProbeFailure> {
+    let Some(artifact) = choose_artifact(&manifest.artifacts) else {
+        let targets: Vec<&str> =
+            manifest.artifacts.iter().flat_map(|a| &a.targets).map(String::as_str).collect();
+        let arch = std::env::consts::ARCH;
+        let text = format!("no artifact is meant for {arch}, only for {targets:?}");
+        return Err(failure(RefusalCode::NoArtifact, text));
+    };
+    bundle.check(manifest)?;
+    let mut files = Vec::new();
+    let mut input = |blob| -> Result<Input, ProbeFailure> {
+        let file = bundle.open_blob(blob)?;
+        let fd = file.as_raw_fd();
+        files.push(file);
+        Ok(Input { fd, size: blob.size })
+    };
+    let model = input(&artifact.blob)?;
+    let golden = manifest.golden.iter().map(|golden| {
+        let blob = input(&golden.blob)?;
+        Ok(GoldenInput { name: golden.name.clone(), blob, rtol: golden.rtol, atol: golden.atol })
+    });
+    let task = Task::Test(Test {
+        model,
+        golden: golden.collect::<Result<_, ProbeFailure>>()?,
+        interface: manifest.interface.clone(),
+        timed_runs: options.timed_runs,
+        timing_budget_ms: u64::try_from(options.timing_budget.as_millis()).unwrap_or(u64::MAX),
+    });
+    let data_bytes = manifest.limits.peak_memory_bytes.saturating_add(options.memory_headroom_bytes);
+    let ended = spawn(task, data_bytes, &files, options)
+        .map_err(|reason| failure(RefusalCode::ProbeUnavailable, reason))?;
+    Ok(judge(&ended, &manifest.limits, manifest.golden.len()))
+}
+
+pub(super) fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Result<SelfTest, String> {
+    let ended = spawn(Task::Attempt(attempts), options.memory_headroom_bytes, &[], options)?;
+    let mut confinement = None;
+    let mut results = Vec::new();
+    for line in ended.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(Event::Ready { confinement: walls, .. }) => confinement = Some(walls),
+            Ok(Event::Attempted(result)) => results.push(result),
+            Ok(_) => {}
+            Err(error) => return Err(format!("the child wrote what nobody understands: {error}")),
+        }
+    }
+    match confinement {
+        Some(confinement) => Ok(SelfTest { confinement, attempts: results }),
+        None => Err(format!("the child did not start ({:?}): {}", ended.exit, ended.stderr)),
+    }
+}
+
+/// Runs the child to its end, whatever it does.
+fn spawn(task: Task, data_bytes: u64, files: &[File], options: &ProbeOptions) -> Result<Ended, String> {
+    let cpu_seconds = options.time_limit.as_secs().saturating_add(2); // the wall clock comes first
+    let bounds = Bounds { data_bytes, cpu_seconds };
+    let request = serde_json::to_vec(&Request { protocol: PROBE_PROTOCOL, bounds, task })
+        .map_err(|e| format!("could not write the probe's request: {e}"))?;
+    let folder = tempfile::Builder::new()
+        .prefix("edgefleet-probe-")
+        .tempdir()
+        .map_err(|e| format!("could not make a working folder for the probe: {e}"))?;
+    let mut command = command(options)?;
+    command
+        .arg(WORKER_COMMAND)
+        .env_clear()
+        .current_dir(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    sys::inherit(&mut command, fds);
+    let child = command.spawn().map_err(|e| format!("could not start {}: {e}", options.exe.display()))?;
+    hear_out(Running(child), request, options.time_limit)
+}
+
+fn command(options: &ProbeOptions) -> Result<Command, String> {
+    let Some((runner, arguments)) = options.runner.split_first() else {
+        return Ok(Command::new(&options.exe));
+    };
+    // To the runner, /proc/self/exe would be itself.
+    let exe = std::fs::canonicalize(&options.exe)
+        .map_err(|e| format!("could not find {}: {e}", options.exe.display()))?;
+    let mut command = Command::new(runner);
+    command.args(arguments).arg(exe);
+    Ok(command)
+}
+
+/// A child that does not outlive its supervisor, however that one returns.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has been waited for: then its number may be another's.
+        if sys::has_ended(self.0.id()).is_ok() {
+            sys::kill_group(self.0.id());
+            let _ = self.0.wait(); // it is dead; only its entry is left to remove
+        }
+    }
+}
+
+fn hear_out(mut child: Running, request: Vec<u8>, time_limit: Duration) -> Result<Ended, String> {
+    let deadline = Instant::now() + time_limit;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.0.stdin.take(), child.0.stdout.take(), child.0.stderr.take())
+    else {
+        return Err("the probe's pipes are missing".into());
+    };
+    let pipe = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().name(name.into()).spawn(work).map_err(|e| format!("no thread: {e}"))
+    };
+    // A child that died early closes the pipe; its exit tells more than this error would.
+    pipe("probe-stdin", Box::new(move || drop(stdin.write_all(&request))))?;
+    let (said, heard) = mpsc::channel();
+    pipe("probe-stdout", Box::new(move || drop(said.send(take(stdout, MAX_MESSAGE_BYTES, false)))))?;
+    let (complained, complaints) = mpsc::channel();
+    pipe("probe-stderr", Box::new(move || drop(complained.send(take(stderr, MAX_STDERR_BYTES, true)))))?;
+
+    let first = heard.recv_timeout(time_limit);
+    let patience = match first {
+        Ok(_) => deadline.min(Instant::now() + LINGER),
+        Err(_) => Instant::now(),
+    };
+    let ended = ends_before(&child.0, patience);
+    // Also after a good end: it may have left processes behind where the kernel could not forbid it.
+    sys::kill_group(child.0.id());
+    let status = child.0.wait().map_err(|e| format!("could not wait for the probe: {e}"))?;
+    let exit = if ended { exit(status) } else { Exit::TimedOut };
+    // The pipes are closed now that the whole group is gone.
+    let stdout = first.or_else(|_| heard.recv_timeout(LINGER)).unwrap_or_default();
+    let stderr = complaints.recv_timeout(LINGER).unwrap_or_default();
+    Ok(Ended { exit, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned(), time_limit })
+}
+
+/// At most `limit` bytes. `drain`: reads on so that the writer does not block; otherwise the pipe closes.
+fn take(mut pipe: impl Read, limit: u64, drain: bool) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let _ = pipe.by_ref().take(limit).read_to_end(&mut kept); // what came until an error is what there is
+    if drain {
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+    }
+    kept
+}
+
+/// Asks every 2 ms: only between the close of stdout and the end of the process, usually once.
+fn ends_before(child: &Child, deadline: Instant) -> bool {
+    loop {
+        if sys::has_ended(child.id()).unwrap_or(false) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn exit(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stand_in_name_is_a_valid_one() {
+        assert_eq!(nameless().to_string(), "unreadable@1");
+    }
+}

@@ -1,0 +1,160 @@
+//! The engine that is always there: tract, pure Rust, no file access of its own.
+//!
+//! What it insists on, and why (measured on 0.23.9): shapes are concrete when a plan is made (symbolic
+//! ones run up to 8.6x slower or fail), every call starts from a fresh state (a reused one remembers
+//! the last request), tensors are bound by name, and what tract is known to answer wrongly without an
+//! error is refused before tract sees it. Loading reads a file of the store and nothing else: weights
+//! in external files are refused.
+
+mod bind;
+mod inspect;
+mod known_wrong;
+mod model;
+mod plans;
+mod tensors;
+mod words;
+
+pub use inspect::Inspection;
+pub use model::TractModel;
+pub(in crate::engine) use words::{excerpt, is_out_of_memory};
+
+use super::{Engine, LoadError, LoadedModel};
+use edgefleet_shared::{
+    bundle::{Interface, manifest::MAX_BLOB_BYTES},
+    reported::RefusalCode,
+};
+use std::{
+    fs::File,
+    io::Read,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+use tract_onnx::prelude::*;
+
+pub const NAME: &str = "tract";
+/// Follows the exact version in the workspace's Cargo.toml; a test compares them.
+pub const VERSION: &str = "0.23.9";
+
+/// Loads ONNX files with tract. Cheap to make; holds the register of operators.
+pub struct TractEngine {
+    onnx: tract_onnx::Onnx,
+}
+
+impl Default for TractEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TractEngine {
+    pub fn new() -> Self {
+        // Files carry symbolic value_info that contradicts concrete shapes.
+        Self { onnx: tract_onnx::onnx().with_ignore_value_info(true) }
+    }
+
+    /// Makes tract look at the processor now, by running a matrix product of 2 by 2. On ARM it reads
+    /// `/proc/cpuinfo`, which a confined process no longer can: it would choose slower kernels than
+    /// the ones that will serve.
+    pub fn warm_up(&self) {
+        let warm = || -> TractResult<()> {
+            let mut model = self.onnx.model_for_proto_model(&product())?;
+            let fact = tract_onnx::tract_hir::infer::InferenceFact::dt_shape(DatumType::F32, [2, 2]);
+            model.set_input_fact(0, fact)?;
+            let input = Tensor::from_shape(&[2, 2], &[1f32; 4])?;
+            model.into_optimized()?.into_runnable()?.run(tvec!(input.into_tvalue()))?;
+            Ok(())
+        };
+        if let Err(error) = warm() {
+            tracing::warn!("engine {NAME} could not multiply two small matrices: {error:#}");
+        }
+    }
+
+    /// Counts and checks the graph without preparing it.
+    ///
+    /// # Errors
+    /// As [`TractEngine::load_bytes`].
+    pub fn inspect(&self, model: &[u8]) -> Result<Inspection, LoadError> {
+        let proto = inspect::decode(model)?;
+        let inspection = inspect::inspect(&proto)?;
+        known_wrong::check(&proto, &self.onnx)?;
+        Ok(inspection)
+    }
+
+    /// Loads a model from its bytes; for a confined process that cannot open files.
+    ///
+    /// # Errors
+    /// [`LoadError`] with the node and operator at fault where there is one; panics of the engine
+    /// are caught and come back as an error too.
+    pub fn load_bytes(
+        &self,
+        model: Vec<u8>,
+        interface: &Interface,
+    ) -> Result<(TractModel, Inspection), LoadError> {
+        let proto = inspect::decode(&model)?;
+        drop(model); // the weights are in `proto` now; two copies would double the peak
+        let inspection = inspect::inspect(&proto)?;
+        known_wrong::check(&proto, &self.onnx)?;
+        let binding = bind::bind(&proto, interface)?;
+        let parsed = catch_unwind(AssertUnwindSafe(|| self.onnx.model_for_proto_model(&proto)));
+        drop(proto);
+        let template = match parsed {
+            Ok(Ok(template)) => template,
+            Ok(Err(error)) => return Err(words::load_error(&format!("{error:#}"))),
+            Err(panic) => return Err(words::load_panic(&*panic)),
+        };
+        let model = TractModel::prepare(template, interface, &binding, &inspection)?;
+        Ok((model, inspection))
+    }
+}
+
+impl Engine for TractEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn version(&self) -> &'static str {
+        VERSION
+    }
+    fn load(&self, model: &Path, interface: &Interface) -> Result<Box<dyn LoadedModel>, LoadError> {
+        let unreadable = |reason: std::io::Error| LoadError {
+            code: RefusalCode::StorageFailed,
+            message: format!("could not read model {}: {reason}", model.display()),
+            node: None,
+            op: None,
+        };
+        let mut bytes = Vec::new();
+        let file = File::open(model).map_err(unreadable)?;
+        file.take(MAX_BLOB_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_BLOB_BYTES {
+            return Err(words::invalid(format!("model file has more than {MAX_BLOB_BYTES} bytes")));
+        }
+        let (model, _) = self.load_bytes(bytes, interface)?;
+        Ok(Box::new(model))
+    }
+}
+
+/// `y = x x`.
+fn product() -> tract_onnx::pb::ModelProto {
+    use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+    let tensor = type_proto::Tensor { elem_type: 1, shape: None };
+    let value = |name: &str| ValueInfoProto {
+        name: name.into(),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor.clone())),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let node = NodeProto {
+        input: vec!["x".into(), "x".into()],
+        output: vec!["y".into()],
+        op_type: "MatMul".into(),
+        ..Default::default()
+    };
+    let graph = GraphProto {
+        node: vec![node],
+        input: vec![value("x")],
+        output: vec![value("y")],
+        ..Default::default()
+    };
+    ModelProto { graph: Some(graph), ..Default::default() }
+}

@@ -1,0 +1,288 @@
+//! A loaded model: checks a request, finds its plan, runs it from a fresh state.
+
+use super::{
+    Inspection, NAME, VERSION,
+    bind::Binding,
+    plans::{Dims, Plan, PlanCache, Template},
+    tensors,
+    words::{self, excerpt},
+};
+use crate::engine::{LoadError, LoadedModel, RunError, panic_text};
+use bytes::Bytes;
+use edgefleet_shared::{
+    bundle::{Interface, TensorSpec},
+    tensor::Tensor,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tract_onnx::{prelude::*, tract_hir::infer::Factoid};
+
+/// A model in memory, shared by all workers.
+pub struct TractModel {
+    inputs: Vec<Bound>,
+    outputs: Vec<TensorSpec>,
+    plans: PlanCache,
+    rows: Rows,
+}
+
+/// An input with its place in tract's list.
+struct Bound {
+    spec: TensorSpec,
+    position: usize,
+    kind: DatumType,
+}
+
+/// How a batch is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// Some input or output has no variable first dimension: only as a whole.
+    Whole,
+    /// As a whole; row by row if the model cannot be planned for that batch.
+    WholeOrSingle,
+    /// Row by row through the plan of batch 1, which is faster for convolutions.
+    Single,
+}
+
+impl TractModel {
+    /// Binds names and prepares the plan of batch 1, so that the first request is quick.
+    pub(super) fn prepare(
+        mut model: InferenceModel,
+        interface: &Interface,
+        binding: &Binding,
+        inspection: &Inspection,
+    ) -> Result<Self, LoadError> {
+        let engine = |e: TractError| words::load_error(&format!("{e:#}"));
+        let all = model.output_outlets().map_err(engine)?.to_vec();
+        let wanted: Option<Vec<_>> = binding.outputs.iter().map(|at| all.get(*at).copied()).collect();
+        let wanted = wanted.ok_or_else(|| words::invalid("the model lost an output while parsing".into()))?;
+        model.select_output_outlets(&wanted).map_err(engine)?;
+        let sources = model.input_outlets().map_err(engine)?;
+        let sources: Vec<String> =
+            sources.iter().map(|outlet| model.node(outlet.node).name.clone()).collect();
+        let mut inputs = Vec::new();
+        for (name, spec) in binding.inputs.iter().zip(&interface.inputs) {
+            let position = sources.iter().position(|source| source == name);
+            let kind = tensors::engine_type(spec.datatype);
+            let (Some(position), Some(kind)) = (position, kind) else {
+                return Err(words::mismatch(format!("input `{name}` is not among the model's {sources:?}")));
+            };
+            inputs.push(Bound { spec: spec.clone(), position, kind });
+        }
+        let batched = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
+        let rows = match inputs.iter().map(|b| &b.spec).chain(&interface.outputs).all(batched) {
+            false => Rows::Whole,
+            true if inspection.convolutional => Rows::Single,
+            true => Rows::WholeOrSingle,
+        };
+        let open = |specs: usize| inputs.iter().flat_map(move |b| b.spec.shape.iter().skip(specs));
+        let variable = open(0).any(|dim| *dim < 0);
+        let only_batch_varies = open(1).all(|dim| *dim >= 0);
+        let single: Dims = open(0).map(|dim| usize::try_from(*dim).unwrap_or(1)).collect();
+        let weight_bytes = weight_bytes(&model);
+        let template = Template {
+            model,
+            inputs: inputs.iter().map(|b| (b.position, b.kind, b.spec.shape.len())).collect(),
+        };
+        let first = match template.plan(&single) {
+            Ok(plan) => Some(plan),
+            Err(words) if only_batch_varies => return Err(words::load_error(&words)),
+            // 1 for an open dimension is a guess that a model may rightly refuse.
+            Err(_) => None,
+        };
+        if let Some(plan) = &first {
+            check_outputs(plan, &interface.outputs)?;
+        }
+        let plans = PlanCache::new(variable.then_some(template), weight_bytes);
+        if let Some(plan) = first {
+            plans.insert(single, plan);
+        }
+        Ok(Self { inputs, outputs: interface.outputs.clone(), plans, rows })
+    }
+
+    /// The request's tensors in the order of the interface, and the batch if there is one.
+    fn accept<'a>(&self, given: &'a [Tensor]) -> Result<(Vec<&'a Tensor>, Option<usize>), RunError> {
+        let names = |given: &[Tensor]| -> Vec<String> { given.iter().map(|t| t.name().to_owned()).collect() };
+        let wanted = || -> Vec<&str> { self.inputs.iter().map(|b| b.spec.name.as_str()).collect() };
+        if given.len() != self.inputs.len() {
+            return Err(RunError::BadInput(format!(
+                "the model takes {} inputs {:?}, the request has {}: {:?}",
+                self.inputs.len(),
+                wanted(),
+                given.len(),
+                names(given)
+            )));
+        }
+        let mut batch = None;
+        let mut ordered = Vec::with_capacity(given.len());
+        for Bound { spec, .. } in &self.inputs {
+            let Some(tensor) = given.iter().find(|t| t.name() == spec.name) else {
+                return Err(RunError::BadInput(format!(
+                    "input `{}` is missing: the model takes {:?}, the request has {:?}",
+                    spec.name,
+                    wanted(),
+                    names(given)
+                )));
+            };
+            check_input(spec, tensor)?;
+            if spec.shape.first() == Some(&-1) {
+                let rows = tensor.shape()[0];
+                if *batch.get_or_insert(rows) != rows {
+                    return Err(RunError::BadInput(format!(
+                        "input `{}` has {rows} rows, the one before has {}",
+                        spec.name,
+                        batch.unwrap_or_default()
+                    )));
+                }
+            }
+            ordered.push(tensor);
+        }
+        Ok((ordered, batch))
+    }
+
+    fn run_whole(&self, plan: &Plan, inputs: &[&Tensor]) -> Result<Vec<(Vec<usize>, Bytes)>, RunError> {
+        let pieces = inputs.iter().map(|t| (t.shape(), &t.data()[..]));
+        self.run_plan(plan, pieces)
+    }
+
+    fn run_rows(
+        &self,
+        plan: &Plan,
+        inputs: &[&Tensor],
+        rows: usize,
+    ) -> Result<Vec<(Vec<usize>, Bytes)>, RunError> {
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(|t| single_row(t.shape())).collect();
+        let mut joined: Vec<(Vec<usize>, Vec<u8>)> = Vec::new();
+        for row in 0..rows {
+            let pieces: Vec<Bytes> = inputs.iter().map(|t| tensors::row(t, row, rows)).collect();
+            let answer =
+                self.run_plan(plan, shapes.iter().zip(&pieces).map(|(shape, data)| (&shape[..], &data[..])))?;
+            if joined.is_empty() {
+                joined =
+                    answer.iter().map(|(s, d)| (s.clone(), Vec::with_capacity(d.len() * rows))).collect();
+            }
+            for ((shape, all), (row_shape, data)) in joined.iter_mut().zip(&answer) {
+                if shape != row_shape || shape.first() != Some(&1) {
+                    return Err(failed(&format!("row {row} has shape {row_shape:?}, row 0 {shape:?}")));
+                }
+                all.extend_from_slice(data);
+            }
+        }
+        Ok(joined
+            .into_iter()
+            .map(|(mut shape, data)| {
+                shape[0] = rows;
+                (shape, Bytes::from(data))
+            })
+            .collect())
+    }
+
+    fn run_plan<'a>(
+        &self,
+        plan: &Plan,
+        pieces: impl Iterator<Item = (&'a [usize], &'a [u8])>,
+    ) -> Result<Vec<(Vec<usize>, Bytes)>, RunError> {
+        let run = || -> TractResult<TVec<TValue>> {
+            let mut values: Vec<Option<TValue>> = self.inputs.iter().map(|_| None).collect();
+            for (bound, (shape, data)) in self.inputs.iter().zip(pieces) {
+                values[bound.position] = Some(tensors::to_engine(bound.kind, shape, data)?.into_tvalue());
+            }
+            // `run` makes a fresh state: recurrent operators keep theirs between calls.
+            plan.run(values.into_iter().flatten().collect())
+        };
+        let outputs = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(outputs)) => outputs,
+            Ok(Err(error)) => return Err(failed(&format!("{error:#}"))),
+            Err(panic) => return Err(failed(&format!("it panicked: {}", panic_text(&*panic)))),
+        };
+        if outputs.len() != self.outputs.len() {
+            return Err(failed(&format!("{} outputs came, not {}", outputs.len(), self.outputs.len())));
+        }
+        let each = self.outputs.iter().zip(&outputs);
+        each.map(|(spec, plain)| tensors::from_engine(spec, plain).map_err(|words| failed(&words))).collect()
+    }
+}
+
+impl LoadedModel for TractModel {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+        let (inputs, batch) = self.accept(inputs)?;
+        let dims: Dims = inputs.iter().flat_map(|t| t.shape().iter().copied()).collect();
+        let by_row = |rows: usize| -> Result<_, RunError> {
+            let single: Dims = inputs.iter().flat_map(|t| single_row(t.shape())).collect();
+            let plan = self.plans.get(&single).map_err(|words| failed(&words))?;
+            self.run_rows(&plan, &inputs, rows)
+        };
+        let answers = match (self.rows, batch) {
+            (Rows::Single, Some(rows)) if rows > 1 => by_row(rows)?,
+            (how, batch) => match (self.plans.get(&dims), how, batch) {
+                (Ok(plan), _, _) => self.run_whole(&plan, &inputs)?,
+                (Err(_), Rows::WholeOrSingle, Some(rows)) if rows > 1 => by_row(rows)?,
+                (Err(words), _, _) => return Err(failed(&words)),
+            },
+        };
+        let named = self.outputs.iter().zip(answers).map(|(spec, (shape, data))| {
+            Tensor::new(spec.name.clone(), spec.datatype, shape, data).map_err(|e| failed(&e.to_string()))
+        });
+        named.collect()
+    }
+}
+
+fn failed(words: &str) -> RunError {
+    RunError::Engine(format!("engine {NAME} {VERSION} failed: {}", excerpt(words)))
+}
+
+/// The same shape with one row.
+fn single_row(shape: &[usize]) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some(first) = shape.first_mut() {
+        *first = 1;
+    }
+    shape
+}
+
+fn check_input(spec: &TensorSpec, tensor: &Tensor) -> Result<(), RunError> {
+    let bad = |text: String| Err(RunError::BadInput(text));
+    if tensor.datatype() != spec.datatype {
+        return bad(format!("input `{}` must be {}, not {}", spec.name, spec.datatype, tensor.datatype()));
+    }
+    let fits = |(have, want): (&usize, &i64)| *want < 0 || i64::try_from(*have) == Ok(*want);
+    if tensor.shape().len() != spec.shape.len() || !tensor.shape().iter().zip(&spec.shape).all(fits) {
+        return bad(format!(
+            "input `{}` must have shape {:?} (-1 is variable), not {:?}",
+            spec.name,
+            spec.shape,
+            tensor.shape()
+        ));
+    }
+    if tensor.is_empty() {
+        return bad(format!("input `{}` of shape {:?} has no elements", spec.name, tensor.shape()));
+    }
+    if tensor.datatype() == edgefleet_shared::tensor::Datatype::Bool
+        && let Some(at) = tensors::bad_bool(tensor.data())
+    {
+        let byte = tensor.data()[at];
+        return bad(format!("input `{}`: element {at} is the byte {byte}, a BOOL is 0 or 1", spec.name));
+    }
+    Ok(())
+}
+
+/// Compares what the plan will give out with the interface, as far as tract knows it beforehand.
+fn check_outputs(plan: &Plan, specs: &[TensorSpec]) -> Result<(), LoadError> {
+    for (outlet, spec) in plan.model().outputs.iter().zip(specs) {
+        let Ok(fact) = plan.model().outlet_fact(*outlet) else { continue };
+        let rank = fact.shape.rank();
+        if tensors::protocol_type(fact.datum_type) != Some(spec.datatype) || rank != spec.shape.len() {
+            return Err(words::mismatch(format!(
+                "output `{}` is {} {:?} in the manifest, but the engine makes it {:?} with {rank} dimensions",
+                spec.name, spec.datatype, spec.shape, fact.datum_type
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn weight_bytes(model: &InferenceModel) -> usize {
+    let facts = model.nodes.iter().flat_map(|node| &node.outputs);
+    facts
+        .filter_map(|output| output.fact.value.concretize())
+        .map(|value| value.len().saturating_mul(value.datum_type().size_of()))
+        .fold(0, usize::saturating_add)
+}

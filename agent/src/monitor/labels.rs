@@ -1,0 +1,205 @@
+//! Counts labels by the bucket their prediction was made in. Pure.
+
+use super::{
+    ring::bucket_start,
+    window::{Moment, Subject},
+};
+use edgefleet_shared::{
+    ids::IdError,
+    telemetry::{LabelCounts, window::MAX_KEYS},
+    time::Timestamp,
+};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+
+/// Entries gathered before they are turned into records at once.
+const MAX_ENTRIES: usize = 1_024;
+
+/// Who says what the truth is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LabelSource {
+    /// Through the local API, unauthenticated; with the name the sender gives itself.
+    #[default]
+    Local,
+    Named(SourceName),
+    Controller,
+}
+
+/// 1 to 32 lower-case letters, digits and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceName(String);
+
+impl FromStr for SourceName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let (kind, allowed) = ("label source", "lower-case letters, digits and `-`");
+        if text.is_empty() {
+            return Err(IdError::Empty { kind });
+        }
+        if text.len() > 32 {
+            return Err(IdError::TooLong { kind, found: text.len(), limit: 32 });
+        }
+        let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        match text.chars().find(|c| !ok(*c)) {
+            Some(found) => Err(IdError::BadCharacter { kind, found, allowed }),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl LabelSource {
+    pub fn is_controller(&self) -> bool {
+        matches!(self, Self::Controller)
+    }
+    /// As [`LabelCounts::source`] has it: `local`, `local:NAME` or `controller`.
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Local => "local".into(),
+            Self::Named(SourceName(name)) => format!("local:{name}"),
+            Self::Controller => "controller".into(),
+        }
+    }
+}
+
+/// Why a label found no prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unmatched {
+    /// Beyond the ring's age or bytes, or of an earlier start of the agent.
+    Expired,
+    /// Of another device.
+    Foreign,
+    /// The row has its label already.
+    Duplicate,
+    /// No prediction ever had this id.
+    Unknown,
+    /// Neither a class name of the bundle nor an index.
+    UnknownLabel,
+}
+
+impl Unmatched {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Foreign => "foreign",
+            Self::Duplicate => "duplicate",
+            Self::Unknown => "unknown-id",
+            Self::UnknownLabel => "unknown-label",
+        }
+    }
+}
+
+/// A label beside its prediction.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// The ring's number of the subject.
+    pub index: u32,
+    pub subject: Arc<Subject>,
+    pub bucket: Timestamp,
+    pub truth: u32,
+    pub predicted: u32,
+    pub confidence: f32,
+}
+
+/// What one batch of labels came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JoinSummary {
+    pub matched: u64,
+    pub correct: u64,
+    pub unmatched: BTreeMap<&'static str, u64>,
+}
+
+impl JoinSummary {
+    pub(super) fn count(&mut self, found: &Result<Joined, Unmatched>) {
+        match found {
+            Ok(joined) => {
+                self.matched += 1;
+                self.correct += u64::from(joined.truth == joined.predicted);
+            }
+            Err(reason) => *self.unmatched.entry(reason.as_str()).or_default() += 1,
+        }
+    }
+}
+
+struct Tally {
+    subject: Arc<Subject>,
+    matched: u64,
+    correct: u64,
+    confusion: BTreeMap<(u32, u32), u64>,
+    other: u64,
+}
+
+/// Labels gathered since the last record.
+#[derive(Default)]
+pub struct LabelBook {
+    tallies: BTreeMap<(u32, Timestamp, LabelSource), Tally>,
+    unmatched: BTreeMap<(LabelSource, Unmatched), u64>,
+}
+
+impl LabelBook {
+    pub fn is_full(&self) -> bool {
+        self.tallies.len() + self.unmatched.len() >= MAX_ENTRIES
+    }
+
+    pub fn count(&mut self, source: &LabelSource, found: &Result<Joined, Unmatched>) {
+        let joined = match found {
+            Ok(joined) => joined,
+            Err(reason) => {
+                *self.unmatched.entry((source.clone(), *reason)).or_default() += 1;
+                return;
+            }
+        };
+        let tally =
+            self.tallies.entry((joined.index, joined.bucket, source.clone())).or_insert_with(|| Tally {
+                subject: joined.subject.clone(),
+                matched: 0,
+                correct: 0,
+                confusion: BTreeMap::new(),
+                other: 0,
+            });
+        tally.matched += 1;
+        tally.correct += u64::from(joined.truth == joined.predicted);
+        let pair = (joined.truth, joined.predicted);
+        if tally.confusion.len() < MAX_KEYS - 1 || tally.confusion.contains_key(&pair) {
+            *tally.confusion.entry(pair).or_default() += 1;
+        } else {
+            tally.other += 1;
+        }
+    }
+
+    /// Everything gathered, as records to be added up. Labels without a prediction have no window
+    /// of their own: they are told under `home` and the bucket of `now`, and wait if there is none.
+    pub fn drain(&mut self, home: Option<&Subject>, now: Moment) -> Vec<LabelCounts> {
+        let bare = |subject: &Subject, bucket, source: &LabelSource| LabelCounts {
+            slot: subject.slot.clone(),
+            bundle: subject.bundle.clone(),
+            digest: subject.digest,
+            attempt: subject.attempt.clone(),
+            bucket,
+            source: source.to_text(),
+            matched: 0,
+            correct: 0,
+            confusion: vec![],
+            unmatched: BTreeMap::new(),
+        };
+        let mut records: Vec<LabelCounts> = Vec::new();
+        for ((_, bucket, source), tally) in std::mem::take(&mut self.tallies) {
+            let name = |index| tally.subject.class_name(index);
+            let pairs = tally.confusion.iter().map(|((truth, said), n)| (name(*truth), name(*said), *n));
+            let other = (tally.other > 0).then(|| ("other".to_owned(), "other".to_owned(), tally.other));
+            records.push(LabelCounts {
+                matched: tally.matched,
+                correct: tally.correct,
+                confusion: pairs.chain(other).collect(),
+                ..bare(&tally.subject, bucket, &source)
+            });
+        }
+        let Some(home) = home else { return records };
+        let mut lost: BTreeMap<LabelSource, LabelCounts> = BTreeMap::new();
+        for ((source, reason), n) in std::mem::take(&mut self.unmatched) {
+            let record =
+                lost.entry(source.clone()).or_insert_with(|| bare(home, bucket_start(now.wall), &source));
+            record.unmatched.insert(reason.as_str().to_owned(), n);
+        }
+        records.extend(lost.into_values());
+        records
+    }
+}

@@ -1,0 +1,203 @@
+//! What was predicted, kept for labels that come later: 16 bytes a row, bounded in bytes and age.
+//!
+//! Sequences of one boot have no gaps, so an id finds its entry by subtraction. The memory lives in
+//! the process: labels for an earlier boot are counted as expired (DECISIONS 17 bounds the ring, it
+//! does not ask for a durable one).
+
+use super::{
+    classes::Class,
+    labels::{Joined, Unmatched},
+    window::{Moment, Subject},
+};
+use edgefleet_shared::time::Timestamp;
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Predictions are gathered by five minutes of wall time, as windows are aggregated.
+pub const BUCKET_SECS: u64 = 300;
+const LOCAL: u32 = 1 << 31;
+const CONTROLLER: u32 = 1 << 30;
+/// Subjects before the first sweep: activations are rare, requests are not.
+const SWEEP_AT: usize = 64;
+
+struct Entry {
+    class: u32,
+    confidence: f32,
+    subject: u32,
+    /// Number of the bucket (30 bits reach beyond the year 9999) and who has labelled the row.
+    bucket: u32,
+}
+
+/// Start of the bucket that holds `at`.
+pub fn bucket_start(at: Timestamp) -> Timestamp {
+    Timestamp::from_secs(at.as_secs() / BUCKET_SECS * BUCKET_SECS)
+}
+
+pub struct Ring {
+    entries: VecDeque<Entry>,
+    /// Sequence of the front entry; the first ever is 1.
+    first: u64,
+    limit: usize,
+    max_age_ms: u64,
+    /// (first sequence, mono ms) about every bucket, for expiry by age.
+    marks: VecDeque<(u64, u64)>,
+    subjects: HashMap<u32, Arc<Subject>>,
+    next_subject: u32,
+    sweep_at: usize,
+}
+
+impl Ring {
+    pub fn new(bytes: usize, age: Duration) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            first: 1,
+            limit: (bytes / size_of::<Entry>()).max(1),
+            max_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            marks: VecDeque::new(),
+            subjects: HashMap::new(),
+            next_subject: 0,
+            sweep_at: SWEEP_AT,
+        }
+    }
+
+    /// Gives a subject its number. Subjects that nothing refers to any more are forgotten here.
+    pub fn adopt(&mut self, subject: Arc<Subject>) -> u32 {
+        if self.subjects.len() >= self.sweep_at {
+            let used: BTreeSet<u32> = self.entries.iter().map(|entry| entry.subject).collect();
+            self.subjects.retain(|index, subject| used.contains(index) || Arc::strong_count(subject) > 1);
+            self.sweep_at = SWEEP_AT.max(self.subjects.len() * 2);
+        }
+        let index = self.next_subject;
+        self.next_subject = self.next_subject.wrapping_add(1);
+        self.subjects.insert(index, subject);
+        index
+    }
+
+    /// Remembers rows; returns the sequence of the first. More rows than fit push each other out.
+    pub fn push(&mut self, subject: u32, rows: &[Class], now: Moment) -> u64 {
+        let sequence = self.first + self.entries.len() as u64;
+        if self.marks.back().is_none_or(|(_, at)| now.mono_ms.saturating_sub(*at) >= BUCKET_SECS * 1_000) {
+            self.marks.push_back((sequence, now.mono_ms));
+        }
+        let bucket = (now.wall.as_secs() / BUCKET_SECS) as u32 & !(LOCAL | CONTROLLER);
+        for class in rows {
+            if self.entries.len() >= self.limit {
+                self.entries.pop_front();
+                self.first += 1;
+            }
+            let Class { index, confidence } = *class;
+            self.entries.push_back(Entry { class: index, confidence, subject, bucket });
+        }
+        sequence
+    }
+
+    /// Forgets what is older than the ring may reach back, by the clock that never jumps.
+    pub fn expire(&mut self, mono_ms: u64) {
+        while let (Some((_, _)), Some((next, at))) = (self.marks.front(), self.marks.get(1)) {
+            // Everything before the next mark is at least as old as that mark.
+            if mono_ms.saturating_sub(*at) < self.max_age_ms {
+                break;
+            }
+            let gone = next.saturating_sub(self.first).min(self.entries.len() as u64);
+            self.entries.drain(..gone as usize);
+            self.first += gone;
+            self.marks.pop_front();
+        }
+        if let (1, Some((_, at))) = (self.marks.len(), self.marks.front())
+            && mono_ms.saturating_sub(*at) >= self.max_age_ms + BUCKET_SECS * 1_000
+        {
+            self.first += self.entries.len() as u64;
+            self.entries = VecDeque::new();
+            self.marks.clear();
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Marks the row as labelled and says what was predicted. A row counts once for the controller
+    /// and once for local sources, which are counted apart: nobody on the device's own network can
+    /// use up the label that the controller will send.
+    ///
+    /// # Errors
+    /// [`Unmatched`] with the reason.
+    pub fn join(&mut self, sequence: u64, truth: &str, controller: bool) -> Result<Joined, Unmatched> {
+        let Some(at) = sequence.checked_sub(self.first) else {
+            return Err(if sequence == 0 { Unmatched::Unknown } else { Unmatched::Expired });
+        };
+        let at = usize::try_from(at).map_err(|_| Unmatched::Unknown)?;
+        let entry = self.entries.get_mut(at).ok_or(Unmatched::Unknown)?;
+        let subject = self.subjects.get(&entry.subject).ok_or(Unmatched::Expired)?;
+        let truth = subject.class_index(truth).ok_or(Unmatched::UnknownLabel)?;
+        let flag = if controller { CONTROLLER } else { LOCAL };
+        if entry.bucket & flag != 0 {
+            return Err(Unmatched::Duplicate);
+        }
+        entry.bucket |= flag;
+        Ok(Joined {
+            index: entry.subject,
+            subject: subject.clone(),
+            bucket: Timestamp::from_secs(u64::from(entry.bucket & !(LOCAL | CONTROLLER)) * BUCKET_SECS),
+            truth,
+            predicted: entry.class,
+            confidence: entry.confidence,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{at, subject};
+    use super::*;
+
+    const ROW: Class = Class { index: 3, confidence: 0.5 };
+
+    #[test]
+    fn the_oldest_rows_leave_first_when_the_bytes_are_used_up() {
+        let mut ring = Ring::new(16 * 4, Duration::from_secs(1_000));
+        let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
+        assert_eq!(ring.push(index, &[ROW; 3], at(0)), 1);
+        assert_eq!(ring.push(index, &[ROW; 3], at(1)), 4);
+        assert_eq!(ring.len(), 4);
+        assert_eq!(ring.join(2, "3", false).unwrap_err(), Unmatched::Expired);
+        assert_eq!(ring.join(7, "3", false).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(0, "3", false).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(3, "no such class", false).unwrap_err(), Unmatched::UnknownLabel);
+        assert_eq!(ring.join(3, "three", false).unwrap().predicted, 3);
+        assert_eq!(ring.join(3, "three", false).unwrap_err(), Unmatched::Duplicate);
+        assert!(ring.join(3, "three", true).is_ok(), "the controller's label is counted apart");
+    }
+
+    #[test]
+    fn rows_expire_by_age_and_sequences_go_on() {
+        let mut ring = Ring::new(1 << 20, Duration::from_secs(3_600));
+        let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
+        for minute in 0..120u64 {
+            assert_eq!(ring.push(index, &[ROW], at(minute * 60_000)), minute + 1);
+        }
+        ring.expire(120 * 60_000);
+        // Kept: the last hour and at most one bucket more.
+        assert!((60..=66).contains(&ring.len()), "{}", ring.len());
+        ring.expire(10 * 3_600_000);
+        assert!(ring.is_empty());
+        assert_eq!(ring.push(index, &[ROW], at(10 * 3_600_000)), 121);
+        assert_eq!(ring.join(120, "3", false).unwrap_err(), Unmatched::Expired);
+    }
+
+    #[test]
+    fn subjects_are_forgotten_with_their_last_row() {
+        let mut ring = Ring::new(16, Duration::from_secs(3_600));
+        for n in 0..10_000 {
+            let index = ring.adopt(Arc::new(subject("digits", 1, n)));
+            ring.push(index, &[ROW], at(0));
+        }
+        assert!(ring.subjects.len() <= SWEEP_AT + 1, "{}", ring.subjects.len());
+    }
+}

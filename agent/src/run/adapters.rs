@@ -1,0 +1,139 @@
+//! Small pieces that let the parts meet: each part names what it needs as a trait.
+
+use super::report::Latest;
+use crate::{
+    engine::probe::{self, ProbeOptions},
+    identity::TrustedClock,
+    link::{LinkHandle, QoS},
+    monitor::{Moment, MonitorClock, RecordSink, SinkError},
+    serving::http::StatusProvider,
+    store::outbox::Outbox,
+    update::{
+        BlockLink, BundleFiles, HttpsSource, LinkDown, Probe, RangeSource,
+        https::{RangeError, RangeStream},
+    },
+};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use edgefleet_shared::{
+    bundle::Manifest, digest::BlobDigest, probe::ProbeVerdict, telemetry::RecordBody, topics::Channel,
+    transfer::FetchRequest,
+};
+use parking_lot::RwLock;
+use serde_json::{Value, json};
+use std::{
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::Instant,
+};
+
+/// Time since the agent's start, and the wall clock with what is known of it.
+pub(super) struct AgentClock {
+    pub(super) started: Instant,
+    pub(super) trusted: Arc<TrustedClock>,
+}
+impl MonitorClock for AgentClock {
+    fn now(&self) -> Moment {
+        let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Moment { mono_ms, wall: self.trusted.local(), clock: self.trusted.quality() }
+    }
+}
+
+/// Finished windows go to the outbox.
+pub(super) struct ToOutbox(pub(super) Outbox);
+impl RecordSink for ToOutbox {
+    fn append(&self, record: RecordBody) -> Result<(), SinkError> {
+        self.0.append_soon(record).map_err(|e| SinkError { reason: e.to_string() })
+    }
+}
+
+/// The updater tries bundles in a confined child of this very program.
+pub(super) struct ChildProbe(pub(super) ProbeOptions);
+#[async_trait]
+impl Probe for ChildProbe {
+    async fn probe(&self, files: BundleFiles, _manifest: &Manifest) -> ProbeVerdict {
+        let files = probe::BundleFiles { manifest: files.manifest_path, blobs: files.blobs_dir };
+        probe::run_async(files, self.0.clone()).await
+    }
+}
+
+/// The link exists only after what uses it was made.
+#[derive(Default)]
+pub(super) struct LateLink(OnceLock<LinkHandle>);
+impl LateLink {
+    pub(super) fn set(&self, link: LinkHandle) {
+        self.0.set(link).ok(); // set once, by `run`
+    }
+    pub(super) fn get(&self) -> Option<&LinkHandle> {
+        self.0.get()
+    }
+}
+#[async_trait]
+impl BlockLink for LateLink {
+    async fn send(&self, request: FetchRequest) -> Result<(), LinkDown> {
+        let json = serde_json::to_vec(&request).unwrap_or_default(); // plain data: cannot fail
+        let link = self.get().ok_or(LinkDown)?;
+        link.publish(Channel::Fetch, json, false, QoS::AtLeastOnce).await.map_err(|_| LinkDown)
+    }
+}
+
+/// Downloads over HTTPS with whichever certificate is current.
+pub(super) struct CurrentHttps(pub(super) ArcSwap<HttpsSource>);
+#[async_trait]
+impl RangeSource for CurrentHttps {
+    async fn get(&self, digest: BlobDigest, from: u64, to: u64) -> Result<RangeStream, RangeError> {
+        self.0.load_full().get(digest, from, to).await
+    }
+}
+
+/// `link`, `outbox` and `update` in `GET /v1/status`.
+pub(super) struct LinkStatus {
+    pub(super) link: Arc<LateLink>,
+    pub(super) controller: String,
+    /// Why there is no session now.
+    pub(super) trouble: Arc<RwLock<Option<String>>>,
+}
+impl StatusProvider for LinkStatus {
+    fn name(&self) -> &'static str {
+        "link"
+    }
+    fn status(&self) -> Value {
+        let Some(link) = self.link.get() else { return json!({"connected": false}) };
+        let stats = link.stats();
+        json!({
+            "connected": link.is_connected(),
+            "controller": self.controller,
+            "trouble": *self.trouble.read(),
+            "connects": stats.connects.load(Ordering::Relaxed),
+            "takeovers": stats.takeovers.load(Ordering::Relaxed),
+            "malformed": stats.malformed.load(Ordering::Relaxed),
+            "overflowed": stats.overflowed.load(Ordering::Relaxed),
+        })
+    }
+}
+
+pub(super) struct OutboxStatus(pub(super) Outbox);
+impl StatusProvider for OutboxStatus {
+    fn name(&self) -> &'static str {
+        "outbox"
+    }
+    fn status(&self) -> Value {
+        json!({"records": self.0.len(), "bytes": self.0.bytes(), "lost": self.0.lost()})
+    }
+}
+
+pub(super) struct UpdateStatus(pub(super) Latest);
+impl StatusProvider for UpdateStatus {
+    fn name(&self) -> &'static str {
+        "update"
+    }
+    fn status(&self) -> Value {
+        let Some(report) = self.0.borrow().clone() else { return Value::Null };
+        json!({
+            "generation": report.generation,
+            "trust_version": report.trust_version,
+            "state_lost": report.nonce.is_some(),
+            "slots": report.slots,
+            "refused": report.refused,
+        })
+    }
+}

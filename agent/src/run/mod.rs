@@ -1,0 +1,397 @@
+//! Puts the agent together, in an order that serves before it connects, and takes it apart again.
+//!
+//! Start: lock, identity, outbox, listeners, updater (bundles from disk), link. Stop, within 5 s: no
+//! new connections, requests in flight end, the updater writes down its orderly end, windows go to
+//! the outbox, `offline` goes to the controller, files are closed.
+
+mod adapters;
+pub(crate) mod addresses;
+mod host;
+pub(crate) mod lock;
+mod renewal;
+mod report;
+mod route;
+
+use crate::{
+    config::Config,
+    engine::{pool::WorkerPool, probe::ProbeOptions, tract::TractEngine},
+    facts,
+    identity::{self, FolderError, Identity, TrustedClock, enroll::TRUST_FOLDER, tls::TlsError},
+    link::{Link, LinkConfig, LinkHandle, command::CommandGate, sender::send_telemetry},
+    monitor::{Monitor, MonitorConfig},
+    serving::{
+        SlotTable,
+        http::{ServingConfig, ServingState, serve, serve_metrics},
+    },
+    store::outbox::{Bounds, OpenOutcome, Outbox, OutboxError},
+    update::{Blocks, Command, HttpsSource, Updater, UpdaterConfig, World, apply::OpenError},
+};
+use adapters::{
+    AgentClock, ChildProbe, CurrentHttps, LateLink, LinkStatus, OutboxStatus, ToOutbox, UpdateStatus,
+};
+use addresses::Addresses;
+use arc_swap::ArcSwap;
+use edgefleet_shared::{ids::BootId, time::Timestamp};
+use host::ServingHost;
+use lock::{DataLock, LockError};
+use renewal::Renewal;
+use report::{Reporter, ReportsTo};
+use route::Router;
+use sd_notify::NotifyState;
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// Everything together; systemd and people wait no longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// For requests in flight, within it.
+const DRAIN: Duration = Duration::from_secs(2);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Free disk a download must leave.
+const DISK_RESERVE: u64 = 64 << 20;
+/// Messages that may wait for the updater; it is busy for as long as a bundle takes to load.
+const UPDATER_INBOX: usize = 256;
+const SENDER_INBOX: usize = 64;
+/// How often windows are looked at.
+const MONITOR_TICK: Duration = Duration::from_secs(1);
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("this device is not enrolled: there is no identity in `{}`", data.display())]
+    NotEnrolled { data: PathBuf },
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("could not read this device's identity")]
+    Identity(#[from] FolderError),
+    #[error("this device's certificates cannot be used")]
+    Tls(#[from] TlsError),
+    #[error("could not open the telemetry outbox")]
+    Outbox(#[from] OutboxError),
+    #[error("could not listen on {address} (`{key}`)")]
+    Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error("could not start {what}")]
+    Start { what: &'static str, source: io::Error },
+    #[error("could not restore the state of this device")]
+    Restore(#[from] OpenError),
+}
+
+impl RunError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NotEnrolled { data } => {
+                format!("run `edgefleet-agent enroll CODE --data {}` first", data.display())
+            }
+            Self::Lock(LockError::Held { .. }) | Self::Outbox(OutboxError::InUse { .. }) => {
+                "stop the other agent, or give this one its own `--data`".into()
+            }
+            Self::Lock(LockError::Io { .. }) => {
+                "check owner and permissions, or choose another `--data`".into()
+            }
+            Self::Identity(_) | Self::Tls(_) | Self::Restore(OpenError::Trust(_)) => {
+                "get a new join code and run `edgefleet-agent enroll CODE --force`".into()
+            }
+            Self::Listen { key, .. } => {
+                format!("stop what uses the port, or choose another `{key}`; port 0 takes a free one")
+            }
+            Self::Outbox(_) | Self::Start { .. } | Self::Restore(_) => return None,
+        };
+        Some(text)
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`RunError`] if it cannot start; nothing that happens later ends it.
+pub async fn run(config: Config) -> Result<ExitCode, RunError> {
+    let _lock = DataLock::take(&config.data)?;
+    Addresses::remove(&config.data);
+    let identity =
+        identity::load(&config.data)?.ok_or_else(|| RunError::NotEnrolled { data: config.data.clone() })?;
+    let signals = Signals::listen()?;
+    let agent = Agent::start(config, identity).await?;
+    notify(&[NotifyState::Ready]);
+    let reason = signals.wait(&agent).await;
+    info!(reason, "stopping");
+    notify(&[NotifyState::Stopping]);
+    if timeout(STOP_LIMIT, agent.stop(reason)).await.is_err() {
+        warn!("not everything ended within {} s", STOP_LIMIT.as_secs());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Agent {
+    config: Config,
+    shutdown: CancellationToken,
+    servers: JoinHandle<()>,
+    monitor: Arc<Monitor>,
+    pool: Arc<WorkerPool>,
+    outbox: Outbox,
+    updater: mpsc::Sender<Command>,
+    updater_task: JoinHandle<()>,
+    link: LinkHandle,
+    link_task: JoinHandle<()>,
+    /// Have nothing to write down: cut off at the end.
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    async fn start(config: Config, identity: Identity) -> Result<Self, RunError> {
+        let started = Instant::now();
+        let device = identity.device().clone();
+        let boot = BootId::from_random(rand::random());
+        let clock = TrustedClock::system();
+        let tls = identity.tls(&clock)?;
+        let (outbox, outcome) = open_outbox(&config, boot).await?;
+        match &outcome {
+            OpenOutcome::New | OpenOutcome::Kept { .. } => info!(?outcome, "outbox"),
+            OpenOutcome::Recovered { .. } | OpenOutcome::Unavailable { .. } => error!(?outcome, "outbox"),
+        }
+
+        let agent_clock = Arc::new(AgentClock { started, trusted: clock.clone() });
+        let sink = Arc::new(ToOutbox(outbox.clone()));
+        let monitor = Arc::new(Monitor::new(MonitorConfig::new(device.clone(), boot), agent_clock, sink));
+        let slots = SlotTable::new(monitor.clone());
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let pool = WorkerPool::new(threads, config.queue)
+            .map_err(|source| RunError::Start { what: "the inference threads", source })?;
+        let pool = Arc::new(pool);
+        let engine = Arc::new(TractEngine::new());
+        engine.warm_up();
+
+        let http = listen("http.listen", config.http_listen).await?;
+        let metrics = listen("metrics.listen", config.metrics_listen).await?;
+        let serving = ServingConfig {
+            body_limit_bytes: config.body_limit,
+            body_budget_bytes: config.body_limit.saturating_mul(4),
+            drain_timeout: DRAIN,
+            ..ServingConfig::default()
+        };
+        let state = ServingState::new(serving, slots.clone(), pool.clone(), monitor.clone());
+        state.set_ready(false);
+
+        let late_link = Arc::new(LateLink::default());
+        let https = HttpsSource::new((*tls).clone(), &identity.controller.url);
+        let https = Arc::new(CurrentHttps(ArcSwap::from_pointee(https)));
+        let run_id: String = boot.to_string().chars().take(8).collect();
+        let blocks = Blocks::new(late_link.clone(), device.clone(), &run_id);
+        let probe = ProbeOptions { time_limit: config.probe_timeout, ..ProbeOptions::this_program() };
+        let (reports, latest) = watch::channel(None);
+        let world = World {
+            probe: Arc::new(ChildProbe(probe)),
+            host: Arc::new(ServingHost { slots, monitor: monitor.clone(), engine }),
+            reports: Arc::new(ReportsTo { latest: reports, outbox: outbox.clone(), clock: clock.clone() }),
+            blocks: blocks.clone(),
+            https: Some(https.clone()),
+        };
+        let trust_dir = config.data.join(TRUST_FOLDER);
+        let mut updater = Updater::open(
+            UpdaterConfig {
+                data_dir: config.data.clone(),
+                trust_dir: trust_dir.clone(),
+                device: device.clone(),
+                hardware: config.hardware.clone(),
+                reserve_bytes: DISK_RESERVE,
+                random: rand::random(),
+                clock: believable,
+            },
+            world,
+        )?;
+        clock.raise(updater.floor());
+        let settings = updater.settings();
+        let trouble = Arc::new(parking_lot::RwLock::new(None));
+        state.add_status(Arc::new(LinkStatus {
+            link: late_link.clone(),
+            controller: identity.controller.url.clone(),
+            trouble: trouble.clone(),
+        }));
+        state.add_status(Arc::new(OutboxStatus(outbox.clone())));
+        state.add_status(Arc::new(UpdateStatus(latest.clone())));
+
+        let addresses = Addresses {
+            http: http.local_addr().map_err(|source| RunError::Start { what: "listening", source })?,
+            metrics: metrics.local_addr().map_err(|source| RunError::Start { what: "listening", source })?,
+            device: device.clone(),
+            pid: std::process::id(),
+        };
+        let shutdown = CancellationToken::new();
+        let serving = serve(vec![http], state.clone(), shutdown.clone());
+        let measuring = serve_metrics(vec![metrics], state.clone(), shutdown.clone());
+        let servers = tokio::spawn(async {
+            tokio::join!(serving, measuring);
+        });
+
+        // What was active before serves again before the network is asked anything.
+        updater.start().await;
+        state.set_ready(true);
+        let (updater_inbox, commands) = mpsc::channel(UPDATER_INBOX);
+        let updater_task = tokio::spawn(updater.run(commands));
+
+        let link_config = LinkConfig {
+            host: identity.controller.mqtt_host.clone(),
+            port: identity.controller.mqtt_port,
+            device: device.clone(),
+            boot,
+            keep_alive: KEEP_ALIVE,
+        };
+        let (link, events, link_task) = Link::start(link_config, tls);
+        late_link.set(link.clone());
+        let (sender, signals) = mpsc::channel(SENDER_INBOX);
+        let report_now = Arc::new(Notify::new());
+        let reporter = Reporter {
+            link: link.clone(),
+            device: device.clone(),
+            boot,
+            facts: facts::gather(&config.hardware),
+            clock: clock.clone(),
+            latest: latest.clone(),
+            settings: settings.clone(),
+            now: report_now.clone(),
+        };
+        let router = Router {
+            device: device.clone(),
+            trust_dir,
+            clock: clock.clone(),
+            link: link.clone(),
+            updater: updater_inbox.clone(),
+            blocks,
+            sender,
+            monitor: monitor.clone(),
+            report_now,
+            latest,
+            trouble,
+            gate: CommandGate::default(),
+            trust: None,
+        };
+        let renewal = Renewal { identity, data: config.data.clone(), clock, link: link.clone(), https };
+        let background = vec![
+            tokio::spawn(router.run(events)),
+            tokio::spawn(reporter.run()),
+            tokio::spawn(send_telemetry(outbox.clone(), link.clone(), device.clone(), signals)),
+            tokio::spawn(tick(monitor.clone(), settings)),
+            tokio::spawn(renewal.run()),
+        ];
+        addresses
+            .write(&config.data)
+            .map_err(|source| RunError::Start { what: "writing run/addresses.json", source })?;
+        info!(%device, http = %addresses.http, metrics = %addresses.metrics, "running");
+        Ok(Self {
+            config,
+            shutdown,
+            servers,
+            monitor,
+            pool,
+            outbox,
+            updater: updater_inbox,
+            updater_task,
+            link,
+            link_task,
+            background,
+        })
+    }
+
+    async fn stop(self, reason: &str) {
+        self.shutdown.cancel();
+        self.servers.await.ok();
+        self.updater.try_send(Command::Stop).ok(); // a full inbox is drained by the timeout below
+        timeout(Duration::from_secs(1), self.updater_task).await.ok();
+        self.monitor.flush();
+        self.outbox.flush().await;
+        self.link.close(reason);
+        timeout(Duration::from_secs(2), self.link_task).await.ok();
+        self.background.iter().for_each(JoinHandle::abort);
+        self.outbox.close().await;
+        Addresses::remove(&self.config.data);
+        let pool = self.pool;
+        tokio::task::spawn_blocking(move || pool.shutdown()).await.ok();
+    }
+}
+
+/// For expiry of signed documents, which brings its own floor: the wall clock, if it can be right.
+fn believable() -> Timestamp {
+    crate::clock::now()
+}
+
+async fn open_outbox(config: &Config, boot: BootId) -> Result<(Outbox, OpenOutcome), RunError> {
+    let dir = config.data.join("outbox");
+    let bounds = Bounds { records: config.outbox_records, bytes: config.outbox_bytes };
+    let opened = tokio::task::spawn_blocking(move || Outbox::open(&dir, boot, bounds)).await;
+    let opened = opened.map_err(|e| RunError::Start { what: "the outbox", source: io::Error::other(e) })?;
+    Ok(opened?)
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { key, address, source })
+}
+
+/// Cuts windows when their time has come.
+async fn tick(monitor: Arc<Monitor>, mut settings: crate::update::world::SettingsWatch) {
+    let mut ticks = tokio::time::interval(MONITOR_TICK);
+    loop {
+        let window = Duration::from_secs(settings.borrow_and_update().window_secs.max(1));
+        monitor.set_window(window);
+        ticks.tick().await;
+        monitor.tick();
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "systemd was not told");
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        let failed = |source| RunError::Start { what: "listening for signals", source };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    /// Feeds the watchdog, as long as the parts that must live do, until told to stop.
+    async fn wait(mut self, agent: &Agent) -> &'static str {
+        let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        let mut feed = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "stopped by SIGTERM",
+                _ = self.interrupt.recv() => return "stopped by SIGINT",
+                _ = feed.tick() => {
+                    let alive = !agent.updater_task.is_finished() && !agent.link_task.is_finished()
+                        && !agent.servers.is_finished();
+                    if !alive {
+                        error!("a part of the agent has ended by itself; the watchdog is not fed");
+                    } else if watchdog.is_some() {
+                        notify(&[NotifyState::Watchdog]);
+                    }
+                }
+            }
+        }
+    }
+}

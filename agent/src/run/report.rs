@@ -1,0 +1,111 @@
+//! Says the whole state: at every connect, after every change, and at least once per heartbeat.
+
+use crate::{
+    identity::TrustedClock,
+    link::{LinkHandle, QoS},
+    store::outbox::Outbox,
+    update::{DeviceReport, Reports, world::SettingsWatch},
+};
+use async_trait::async_trait;
+use edgefleet_shared::{
+    ids::{BootId, DeviceId},
+    reported::{Facts, REPORTED_SCHEMA, Reported},
+    telemetry::{RecordBody, TerminalReport},
+    topics::Channel,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout},
+};
+
+/// Changes that come together are told together.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// Shortest heartbeat a controller may ask for.
+const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The newest word of the updater; `None` before its first.
+pub(super) type Latest = watch::Receiver<Option<DeviceReport>>;
+
+/// Where the updater's reports go.
+pub(super) struct ReportsTo {
+    pub(super) latest: watch::Sender<Option<DeviceReport>>,
+    pub(super) outbox: Outbox,
+    pub(super) clock: Arc<TrustedClock>,
+}
+
+#[async_trait]
+impl Reports for ReportsTo {
+    fn reported(&self, report: DeviceReport) {
+        self.clock.raise(report.floor);
+        self.latest.send_replace(Some(report));
+    }
+    async fn terminal(&self, report: TerminalReport) -> anyhow::Result<()> {
+        self.outbox.append(RecordBody::Terminal(report)).await?;
+        Ok(())
+    }
+}
+
+/// Publishes `reported`.
+pub(super) struct Reporter {
+    pub(super) link: LinkHandle,
+    pub(super) device: DeviceId,
+    pub(super) boot: BootId,
+    pub(super) facts: Facts,
+    pub(super) clock: Arc<TrustedClock>,
+    pub(super) latest: Latest,
+    pub(super) settings: SettingsWatch,
+    /// Report now: connected, or told to.
+    pub(super) now: Arc<Notify>,
+}
+
+impl Reporter {
+    /// Runs until the updater is gone.
+    pub(super) async fn run(mut self) {
+        let mut last = Instant::now();
+        loop {
+            let heartbeat = Duration::from_secs(self.settings.borrow().heartbeat_secs).max(MIN_HEARTBEAT);
+            tokio::select! {
+                () = self.now.notified() => {}
+                changed = self.latest.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // A report that was asked for need not wait.
+                    timeout(DEBOUNCE, self.now.notified()).await.ok();
+                }
+                // A shorter heartbeat counts from the next round on.
+                changed = self.settings.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                () = sleep_until(last + heartbeat) => {}
+            }
+            last = Instant::now();
+            self.publish().await;
+        }
+    }
+
+    async fn publish(&mut self) {
+        let Some(report) = self.latest.borrow_and_update().clone() else { return };
+        let reported = Reported {
+            schema: REPORTED_SCHEMA,
+            device: self.device.clone(),
+            boot: self.boot,
+            at: self.clock.local(),
+            clock: self.clock.quality(),
+            generation: report.generation,
+            trust_version: report.trust_version,
+            nonce: report.nonce,
+            slots: report.slots,
+            refused: report.refused,
+            facts: self.facts.clone(),
+        };
+        let json = serde_json::to_vec(&reported).unwrap_or_default(); // plain data: cannot fail
+        if let Err(reason) = self.link.publish(Channel::Reported, json, true, QoS::AtLeastOnce).await {
+            tracing::debug!(%reason, "state not reported; it is at the next connect");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Which bundle answers for each slot. Switching is one pointer swap: a request keeps the bundle it
+//! began with, so none is dropped, delayed or mixed.
+
+use super::stats::Stats;
+use crate::{
+    engine::LoadedModel,
+    monitor::{ClassReader, Monitor, Recorder, Subject},
+};
+use arc_swap::ArcSwap;
+use edgefleet_shared::{
+    bundle::{Manifest, TensorSpec},
+    digest::BundleDigest,
+    ids::{AttemptId, BundleName, SlotName},
+    telemetry::Role,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::watch;
+
+/// A bundle that is loaded, tested and may answer.
+pub struct ServedBundle {
+    pub slot: SlotName,
+    pub bundle: BundleName,
+    pub digest: BundleDigest,
+    pub attempt: AttemptId,
+    pub manifest: Manifest,
+    pub model: Arc<dyn LoadedModel>,
+}
+
+/// One activation: the bundle and what is counted about it. Requests in flight hold it.
+pub struct Active {
+    pub served: Arc<ServedBundle>,
+    pub recorder: Arc<Recorder>,
+    pub stats: Stats,
+    pub classes: Option<ClassReader>,
+    /// Taken out of service by hand (repository unload).
+    suspended: AtomicBool,
+    /// `bundle` and `attempt` as responses carry them.
+    pub bundle_text: String,
+    pub attempt_text: String,
+    /// Dropped with the last holder; that is how [`SlotTable::drained`] learns of it.
+    _drained: watch::Sender<()>,
+}
+
+impl Active {
+    pub fn is_available(&self) -> bool {
+        !self.suspended.load(Ordering::Acquire)
+    }
+    /// Whether every tensor begins with a free dimension, the batch.
+    pub fn is_batched(&self) -> bool {
+        let interface = &self.served.manifest.interface;
+        let free = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
+        interface.inputs.iter().chain(&interface.outputs).all(free)
+    }
+}
+
+/// The slots of this device. Clones share one table.
+#[derive(Clone)]
+pub struct SlotTable(Arc<Inner>);
+
+struct Inner {
+    table: ArcSwap<BTreeMap<String, Arc<Active>>>,
+    /// Held while the table changes. Activations and whether anything still holds them; weak, so
+    /// that an old model is unloaded as soon as its last request and the update shell let go of it.
+    activations: Mutex<Vec<(Weak<ServedBundle>, watch::Receiver<()>)>>,
+    monitor: Arc<Monitor>,
+}
+
+impl SlotTable {
+    /// The monitor cuts its windows at every switch of this table.
+    pub fn new(monitor: Arc<Monitor>) -> Self {
+        let table = ArcSwap::from_pointee(BTreeMap::new());
+        Self(Arc::new(Inner { table, activations: Mutex::default(), monitor }))
+    }
+
+    /// From here on new requests for the slot are answered by `served`; those in flight finish on
+    /// what they began with. Returns the bundle that was active. A new attempt with the same bundle
+    /// is a switch too (its windows are cut).
+    pub fn activate(&self, served: Arc<ServedBundle>) -> Option<Arc<ServedBundle>> {
+        let subject = Subject {
+            slot: served.slot.clone(),
+            bundle: served.bundle.clone(),
+            digest: served.digest,
+            role: Role::Primary,
+            attempt: served.attempt.clone(),
+            labels: served.manifest.labels.as_slice().into(),
+        };
+        let (drained, finished) = watch::channel(());
+        let active = Arc::new(Active {
+            recorder: self.0.monitor.watch(subject),
+            stats: Stats::default(),
+            classes: ClassReader::new(&served.manifest),
+            suspended: AtomicBool::new(false),
+            bundle_text: served.bundle.to_string(),
+            attempt_text: served.attempt.to_string(),
+            served,
+            _drained: drained,
+        });
+        let slot = active.served.slot.clone();
+        self.swap(&slot, Some((active, finished)))
+    }
+
+    /// The slot answers no more. Returns the bundle that was active.
+    pub fn deactivate(&self, slot: &SlotName) -> Option<Arc<ServedBundle>> {
+        self.swap(slot, None)
+    }
+
+    fn swap(
+        &self,
+        slot: &SlotName,
+        next: Option<(Arc<Active>, watch::Receiver<()>)>,
+    ) -> Option<Arc<ServedBundle>> {
+        let mut activations = self.0.activations.lock();
+        activations.retain(|(_, finished)| finished.has_changed().is_ok());
+        let mut table = BTreeMap::clone(&self.0.table.load());
+        let old = match next {
+            Some((active, finished)) => {
+                activations.push((Arc::downgrade(&active.served), finished));
+                table.insert(slot.as_str().to_owned(), active)
+            }
+            None => table.remove(slot.as_str()),
+        };
+        self.0.table.store(Arc::new(table));
+        let old = old?;
+        self.0.monitor.retire(&old.recorder);
+        Some(old.served.clone())
+    }
+
+    /// Resolves when the last request on a bundle that was switched away from has ended; at once if
+    /// none runs. Waits for ever on a bundle that is still active.
+    pub fn drained(&self, bundle: &Arc<ServedBundle>) -> impl Future<Output = ()> + Send + use<> {
+        let activations = self.0.activations.lock();
+        let mine = activations.iter().filter(|(served, _)| served.as_ptr() == Arc::as_ptr(bundle));
+        let waits: Vec<_> = mine.map(|(_, finished)| finished.clone()).collect();
+        async move {
+            for mut finished in waits {
+                while finished.changed().await.is_ok() {}
+            }
+        }
+    }
+
+    pub fn get(&self, slot: &SlotName) -> Option<Arc<ServedBundle>> {
+        self.lease(slot.as_str()).map(|active| active.served.clone())
+    }
+
+    /// What each slot serves, by slot name.
+    pub fn list(&self) -> Vec<Arc<ServedBundle>> {
+        self.0.table.load().values().map(|active| active.served.clone()).collect()
+    }
+
+    /// Takes a slot out of service, or back into it. `false` if there is no such slot. Lasts until
+    /// the next activation or restart.
+    pub fn set_available(&self, slot: &str, available: bool) -> bool {
+        let active = self.lease(slot);
+        if let Some(active) = &active {
+            active.suspended.store(!available, Ordering::Release);
+        }
+        active.is_some()
+    }
+
+    /// Keeps the activation alive for one request.
+    pub fn lease(&self, slot: &str) -> Option<Arc<Active>> {
+        self.0.table.load().get(slot).cloned()
+    }
+    pub fn actives(&self) -> Vec<Arc<Active>> {
+        self.0.table.load().values().cloned().collect()
+    }
+}

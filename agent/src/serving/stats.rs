@@ -1,0 +1,114 @@
+//! What one bundle has answered since it was activated, for `/stats` and `/metrics`.
+
+use crate::monitor::{ErrorCode, Outcome};
+use edgefleet_shared::telemetry::Sketch;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Distinct batch sizes listed; larger collections of sizes are counted in the totals only.
+const MAX_BATCH_SIZES: usize = 64;
+
+/// Where the time of one answered request went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    pub queue: Duration,
+    /// Body to tensors.
+    pub input: Duration,
+    pub infer: Duration,
+    /// Tensors to body.
+    pub output: Duration,
+    pub total: Duration,
+}
+
+/// A count and its time, as the protocol's statistics have them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timed {
+    pub count: u64,
+    pub ns: u64,
+}
+
+impl Timed {
+    fn add(&mut self, time: Duration) {
+        self.count += 1;
+        self.ns = self.ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct BatchStats {
+    pub input: Timed,
+    pub infer: Timed,
+    pub output: Timed,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    pub rows: u64,
+    pub executions: u64,
+    /// Milliseconds since 1970 of the last answer, 0 if there was none.
+    pub last_ms: u64,
+    pub success: Timed,
+    pub fail: Timed,
+    pub queue: Timed,
+    pub input: Timed,
+    pub infer: Timed,
+    pub output: Timed,
+    pub rejected: u64,
+    pub errors: [u64; ErrorCode::ALL.len()],
+    pub batches: BTreeMap<u64, BatchStats>,
+    pub total_us: Sketch,
+    pub infer_us: Sketch,
+}
+
+#[derive(Default)]
+pub struct Stats {
+    totals: Mutex<Totals>,
+    in_flight: AtomicU64,
+}
+
+impl Stats {
+    pub fn record(&self, rows: u64, outcome: Outcome, spent: Spent, wall_ms: u64) {
+        let mut totals = self.totals.lock();
+        match outcome {
+            Outcome::Rejected => totals.rejected += 1,
+            Outcome::Failed(code) => {
+                totals.errors[code as usize] += 1;
+                totals.fail.add(spent.total);
+            }
+            Outcome::Ok => {
+                totals.rows = totals.rows.saturating_add(rows);
+                totals.executions += 1;
+                totals.last_ms = wall_ms;
+                totals.success.add(spent.total);
+                totals.queue.add(spent.queue);
+                totals.input.add(spent.input);
+                totals.infer.add(spent.infer);
+                totals.output.add(spent.output);
+                totals.total_us.record_us(u64::try_from(spent.total.as_micros()).unwrap_or(u64::MAX));
+                totals.infer_us.record_us(u64::try_from(spent.infer.as_micros()).unwrap_or(u64::MAX));
+                if totals.batches.len() < MAX_BATCH_SIZES || totals.batches.contains_key(&rows) {
+                    let batch = totals.batches.entry(rows).or_default();
+                    batch.input.add(spent.input);
+                    batch.infer.add(spent.infer);
+                    batch.output.add(spent.output);
+                }
+            }
+        }
+    }
+    pub fn totals(&self) -> Totals {
+        self.totals.lock().clone()
+    }
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+    pub(super) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(super) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,111 @@
+//! What the updater needs of the rest of the agent, as traits, and what it tells.
+
+use super::{bundles::BundleFiles, https::RangeSource, transfer::Blocks};
+use async_trait::async_trait;
+use bytes::Bytes;
+use edgefleet_shared::{
+    bundle::Manifest,
+    desired::{Settings, Threshold},
+    digest::BundleDigest,
+    ids::{AttemptId, BundleName, SlotName},
+    message::TrustHead,
+    probe::ProbeVerdict,
+    reported::{Refusal, SlotReport},
+    telemetry::batch::TerminalReport,
+    time::Timestamp,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Tests a bundle in a confined child process.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// Never fails: what went wrong is in the verdict. Dropping the future ends the child.
+    async fn probe(&self, files: BundleFiles, manifest: &Manifest) -> ProbeVerdict;
+}
+
+/// How a slot serves, as far as the server can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotHealth {
+    Good,
+    /// Asked only while a bundle is on probation; sends it back. Why, for people.
+    Bad(String),
+}
+
+/// Serves bundles to clients.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// Serves this bundle in `slot` from now on; requests in flight end on the one before.
+    ///
+    /// Idempotent: the bundle already served, perhaps under another attempt, costs nothing. If the
+    /// future is dropped or fails, what was served before must go on; it may be called again at once.
+    ///
+    /// # Errors
+    /// A refusal with [`RefusalCode::ActivationFailed`](edgefleet_shared::reported::RefusalCode) or a
+    /// more precise code.
+    async fn activate(
+        &self,
+        slot: &SlotName,
+        files: BundleFiles,
+        manifest: Manifest,
+        name: BundleName,
+        digest: BundleDigest,
+        attempt: AttemptId,
+    ) -> Result<(), Refusal>;
+    /// Serves nothing in `slot` any more.
+    async fn deactivate(&self, slot: &SlotName);
+    fn health(&self, slot: &SlotName) -> SlotHealth;
+    /// What to count in this slot's requests, from the desired state. Called before the bundle serves.
+    fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>);
+}
+
+/// The updater's part of a `Reported`; the link adds schema, device, boot, times and facts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceReport {
+    pub generation: u64,
+    pub trust_version: u64,
+    /// Highest signed time seen: what the local clock is judged by.
+    pub floor: Timestamp,
+    pub nonce: Option<String>,
+    pub slots: BTreeMap<SlotName, SlotReport>,
+    pub refused: Option<Refusal>,
+}
+
+/// Takes what the controller shall hear.
+#[async_trait]
+pub trait Reports: Send + Sync {
+    /// The whole state, at every change; only the newest counts. Must not block.
+    fn reported(&self, report: DeviceReport);
+    /// Puts a terminal report into the outbox. Durable once `Ok`; it may come again after a kill.
+    ///
+    /// # Errors
+    /// Any; it is offered again later.
+    async fn terminal(&self, report: TerminalReport) -> anyhow::Result<()>;
+}
+
+/// Everything outside, as the updater sees it.
+#[derive(Clone)]
+pub struct World {
+    pub probe: Arc<dyn Probe>,
+    pub host: Arc<dyn Host>,
+    pub reports: Arc<dyn Reports>,
+    /// The link gives it every frame of `blocks` ([`Blocks::deliver`]).
+    pub blocks: Arc<Blocks>,
+    pub https: Option<Arc<dyn RangeSource>>,
+}
+
+/// What the link tells the updater.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Payload of `desired`, as it came.
+    Desired(Bytes),
+    TrustHead(TrustHead),
+    /// The session is up (again): report in full, ask again for what was in flight.
+    Connected,
+    /// Report in full.
+    Report,
+    /// Write down that this is an orderly end, then return.
+    Stop,
+}
+
+/// Settings in force; follow them with [`Updater::settings`](super::Updater::settings).
+pub type SettingsWatch = tokio::sync::watch::Receiver<Settings>;

@@ -1,0 +1,62 @@
+//! Small bridges between parts that do not know each other.
+
+use crate::{
+    broker::{Broker, Message, Qos},
+    fleet::TrustChain,
+    ingest::Surroundings,
+    registry::Registry,
+    signing::TrustStore,
+};
+use async_trait::async_trait;
+use edgefleet_shared::{
+    digest::EnvelopeDigest,
+    ids::{BundleName, DeviceId},
+    telemetry::Ack,
+    topics::Channel,
+};
+use std::sync::Arc;
+
+/// What ingestion asks of the registry and the broker.
+pub(super) struct Around {
+    pub registry: Arc<Registry>,
+    pub broker: Arc<dyn Broker>,
+}
+
+#[async_trait]
+impl Surroundings for Around {
+    async fn is_known(&self, bundle: &BundleName) -> bool {
+        match self.registry.find(bundle).await {
+            Ok(found) => found.is_some(),
+            Err(error) => {
+                tracing::error!(%bundle, %error, "registry.find");
+                false
+            }
+        }
+    }
+
+    async fn acknowledge(&self, device: &DeviceId, ack: Ack) {
+        let message = Message {
+            topic: Channel::Ack.of(device),
+            payload: serde_json::to_vec(&ack).unwrap_or_default().into(), // plain data: cannot fail
+            retain: false,
+            qos: Qos::AtLeastOnce,
+        };
+        if let Err(error) = self.broker.publish(message).await {
+            tracing::debug!(%device, %error, "telemetry.acknowledge");
+        }
+    }
+}
+
+/// The chain of trust documents, as enrolment hands it out.
+pub(super) struct Chain(pub Arc<TrustStore>);
+
+impl TrustChain for Chain {
+    fn newest(&self) -> EnvelopeDigest {
+        self.0.pin()
+    }
+    fn since(&self, pin: &EnvelopeDigest) -> Option<Vec<Vec<u8>>> {
+        let all: Vec<_> = (1..=self.0.head().version).filter_map(|n| self.0.version(n)).collect();
+        let from = all.iter().position(|raw| EnvelopeDigest::of(raw) == *pin)?;
+        Some(all[from..].iter().map(|raw| raw.to_vec()).collect())
+    }
+}

@@ -1,0 +1,343 @@
+//! `edgefleet serve`: puts the parts together, runs them, and takes them apart in order.
+
+mod around;
+mod external;
+mod metrics;
+mod notify;
+mod options;
+
+pub use external::controller_name;
+pub use options::{Addresses, BrokerChoice, ServeOptions};
+
+use crate::{
+    api::{self, ApiParts, https::HttpsLimits, metrics::Metrics, operations::Operations},
+    assignments::Assignments,
+    blobs::{BlobStore, local::LocalBlobs},
+    broker::{
+        Broker, BrokerEvent, EVENT_CAPACITY,
+        embedded::{EmbeddedBroker, EmbeddedParams},
+        external::{ExternalBroker, ExternalParams},
+        tls::{ClockTime, mqtt_server_config},
+    },
+    clock,
+    commands::Commands,
+    desired::DesiredStates,
+    driver::{Driver, Order},
+    fleet::{
+        Endpoints, Fleet, FleetParts,
+        ca::Ca,
+        data_dir::DataDir,
+        server_names::{ServerNames, host_of},
+    },
+    ingest::Ingest,
+    link::{EventLoop, EventTotals, HandOut, Takeovers},
+    registry::{self, Registry, RegistryParts, probe::Prober},
+    signing::{self, setup},
+    store::{
+        FleetStore, Health,
+        audit::AuditLog,
+        sled_home::{OpenOutcome, SledConfig, SledStore},
+    },
+    transfer::BlockServer,
+};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use around::Around;
+use edgefleet_shared::desired::Settings;
+use parking_lot::Mutex;
+use rustls::{RootCertStore, ServerConfig};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast, mpsc},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often the store's health and the server certificate are looked at.
+const WATCH: Duration = Duration::from_secs(5);
+/// After this many looks the certificate is due for a look too: about once in an hour.
+const CERTIFICATE_LOOKS: u32 = 720;
+/// Answers to commands that may wait for their asker.
+const REPLIES: usize = 1_024;
+
+/// Runs the controller until `shutdown` is cancelled or it cannot go on.
+///
+/// # Errors
+/// Why it could not start, or why it had to stop.
+pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let data = DataDir::open(&options.data)?;
+    let dir = data.path();
+    let (store, outcome) =
+        SledStore::open(SledConfig::new(data.store())).await.context("could not open the fleet's state")?;
+    if outcome != OpenOutcome::Clean {
+        tracing::warn!(?outcome, "store.open");
+    }
+    let store: Arc<dyn FleetStore> = Arc::new(store);
+    let audit = Arc::new(AuditLog::new(store.clone()));
+    let (blobs, swept) = LocalBlobs::open(dir.join("blobs")).await.context("could not open the blobs")?;
+    if swept > 0 {
+        tracing::info!(swept, "removed unfinished uploads of an earlier process");
+    }
+    let blobs: Arc<dyn BlobStore> = Arc::new(blobs);
+
+    let https = TcpListener::bind(options.https)
+        .await
+        .with_context(|| format!("could not listen on {} (HTTPS)", options.https))?;
+    let https_address = https.local_addr()?;
+    let url = options.public_url.clone().unwrap_or_else(|| {
+        // Listening everywhere is no address to give to devices.
+        let host = match https_address.ip() {
+            ip if ip.is_unspecified() => "localhost".to_owned(),
+            ip => ip.to_string(),
+        };
+        format!("https://{host}:{}", https_address.port())
+    });
+    let names = ServerNames::default().with_url(&url)?.with_host(&options.mqtt.ip().to_string());
+    let ca = Arc::new(Ca::open(data.ca(), &names, clock::now())?);
+    let keys = setup::open_or_create(dir, clock::now())?;
+    if let Some(created) = &keys.created {
+        println!("{created}");
+    }
+
+    let fleet = Fleet::open(FleetParts {
+        store: store.clone(),
+        audit: audit.clone(),
+        ca: ca.clone(),
+        trust: Arc::new(around::Chain(keys.trust.clone())),
+        clock: clock::wall(),
+        endpoints: Endpoints { url: url.clone(), mqtt_host: host_of(&url)?, mqtt_port: 0 },
+    })
+    .await?;
+    let fleet = Arc::new(fleet);
+    let tls = Tls::new(&ca)?;
+    let (broker, events, mqtt) = start_broker(&options, &fleet, &ca, &tls, dir).await?;
+    let mqtt_host = match &options.broker {
+        BrokerChoice::Embedded => host_of(&url)?,
+        BrokerChoice::External { host, .. } => host.clone(),
+    };
+    fleet.set_endpoints(Endpoints { url: url.clone(), mqtt_host, mqtt_port: mqtt.1 });
+    fleet.set_sessions(Arc::new(broker.clone()));
+
+    let registry = Arc::new(
+        Registry::new(RegistryParts {
+            store: store.clone(),
+            audit: audit.clone(),
+            blobs: blobs.clone(),
+            trust: keys.trust.clone(),
+            prober: Prober::new(options.agent_bin.clone()),
+            work: dir.join("work"),
+        })
+        .context("could not prepare the folder for checks")?,
+    );
+    let blocks = BlockServer::new(registry.clone(), broker.clone(), options.limits);
+    let assignments = Assignments::new(store.clone(), audit.clone(), fleet.clone());
+    let states = DesiredStates::new(store.clone(), keys.online.clone(), Settings::default());
+    let hand_out = Arc::new(HandOut::new(states, broker.clone(), keys.trust.clone()));
+    let around = Arc::new(Around { registry: registry.clone(), broker: broker.clone() });
+    let (ingest, queue) = Ingest::new(store.clone(), around);
+    let ingest_totals = ingest.totals();
+    let ingest = tokio::spawn(ingest.run());
+    let (replies, _) = broadcast::channel(REPLIES);
+    let event_totals = Arc::new(EventTotals::default());
+    let event_loop = EventLoop {
+        fleet: fleet.clone(),
+        hand_out: hand_out.clone(),
+        ingest: queue,
+        blocks: blocks.clone(),
+        replies: replies.clone(),
+        totals: event_totals.clone(),
+        takeovers: Mutex::new(Takeovers::default()),
+    };
+    let events = tokio::spawn(event_loop.run(events));
+    let (driver, orders) = Driver::new(assignments.clone(), hand_out, fleet.clone(), blocks.clone());
+    let driver = tokio::spawn(driver.run());
+
+    let operations = Arc::new(Operations {
+        fleet: fleet.clone(),
+        store: store.clone(),
+        registry: registry.clone(),
+        assignments,
+        driver: orders.clone(),
+        commands: Commands::new(keys.online.clone(), broker.clone(), replies),
+        blocks,
+        ingest: ingest_totals,
+        events: event_totals,
+    });
+    let own_metrics = Arc::new(Metrics::default());
+    metrics::add(&own_metrics, &operations, &broker);
+    let api = api::router(ApiParts {
+        fleet: fleet.clone(),
+        blobs: blobs.clone(),
+        metrics: own_metrics,
+        ready: vec![],
+        more: vec![
+            api::operations::routes(operations),
+            registry::http::routes(registry.clone()),
+            signing::http::routes(Arc::new(signing::http::TrustApi {
+                trust: keys.trust.clone(),
+                audit: audit.clone(),
+                data: dir.to_path_buf(),
+            })),
+        ],
+    })?;
+    if fleet.ensure_admin(&data.admin_token()).await?.is_some() {
+        println!("Made the first administrator's token: {}", data.admin_token().display());
+    }
+    let trust_watch = watch_trust(&keys.trust, orders);
+    let stop_api = shutdown.child_token();
+    let stopped = stop_api.clone();
+    let api = tokio::spawn(api::https::serve(
+        https,
+        tls.https.clone(),
+        api.router,
+        HttpsLimits::default(),
+        async move { stopped.cancelled().await },
+    ));
+    let addresses = Addresses {
+        pid: std::process::id(),
+        https: https_address.to_string(),
+        mqtt: format!("{}:{}", mqtt.0, mqtt.1),
+        url,
+    };
+    addresses.write(dir).context("could not write the addresses")?;
+    println!("Controller at {} (API), devices connect to {}", addresses.url, addresses.mqtt);
+    notify::ready();
+
+    let ended = watch(&store, &ca, &names, &tls, &shutdown).await;
+    notify::stopping();
+    // Nothing new comes in; what is under way is finished; then the broker, then the store.
+    stop_api.cancel();
+    let _ = api.await;
+    broker.stop().await;
+    trust_watch.abort();
+    for task in [events, ingest] {
+        let _ = tokio::time::timeout(Duration::from_secs(3), task).await;
+    }
+    driver.abort();
+    store.close().await.context("could not close the fleet's state")?;
+    addresses.remove(dir);
+    ended
+}
+
+/// TLS settings that both listeners take anew when the server certificate is renewed.
+struct Tls {
+    https: Arc<ArcSwap<ServerConfig>>,
+    mqtt: Arc<ArcSwap<ServerConfig>>,
+}
+
+impl Tls {
+    fn new(ca: &Ca) -> anyhow::Result<Self> {
+        let (https, mqtt) = Self::configs(ca)?;
+        Ok(Self {
+            https: Arc::new(ArcSwap::from_pointee(https)),
+            mqtt: Arc::new(ArcSwap::from_pointee(mqtt)),
+        })
+    }
+    fn configs(ca: &Ca) -> anyhow::Result<(ServerConfig, ServerConfig)> {
+        let identity = ca.server();
+        let https = api::https::server_config(&identity, ca, clock::wall())?;
+        let time = Arc::new(ClockTime(clock::wall()));
+        let mqtt = mqtt_server_config(identity.chain.clone(), identity.key.clone_key(), roots(ca)?, time)?;
+        Ok((https, mqtt))
+    }
+    fn renew(&self, ca: &Ca) -> anyhow::Result<()> {
+        let (https, mqtt) = Self::configs(ca)?;
+        self.https.store(Arc::new(https));
+        self.mqtt.store(Arc::new(mqtt));
+        Ok(())
+    }
+}
+
+fn roots(ca: &Ca) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.certificate().clone())?;
+    Ok(roots)
+}
+
+/// The broker, its events, and where devices find it.
+type Started = (Arc<dyn Broker>, mpsc::Receiver<BrokerEvent>, (String, u16));
+
+async fn start_broker(
+    options: &ServeOptions,
+    fleet: &Arc<Fleet>,
+    ca: &Arc<Ca>,
+    tls: &Tls,
+    dir: &Path,
+) -> anyhow::Result<Started> {
+    match &options.broker {
+        BrokerChoice::Embedded => {
+            let (broker, events) = EmbeddedBroker::start(EmbeddedParams {
+                data_dir: dir.join("broker"),
+                listen: options.mqtt,
+                tls: tls.mqtt.clone(),
+                admission: fleet.clone(),
+                clock: clock::wall(),
+                max_connections: None,
+                max_connections_per_address: None,
+                event_capacity: EVENT_CAPACITY,
+            })
+            .await?;
+            let address = broker.address();
+            tracing::info!(%address, connections = broker.max_connections(), "broker.start");
+            Ok((Arc::new(broker), events, (address.ip().to_string(), address.port())))
+        }
+        BrokerChoice::External { host, port, reload } => {
+            let control = external::Control::new(fleet.clone(), ca.clone(), dir, reload.clone());
+            control
+                .write_list()
+                .await
+                .map_err(anyhow::Error::from_boxed)
+                .context("could not write the revocation list")?;
+            let own = ca.controller();
+            let (broker, events) = ExternalBroker::start(ExternalParams {
+                host: host.clone(),
+                port: *port,
+                name: external::controller_name(own)?,
+                identity: external::client(own),
+                roots: roots(ca)?,
+                time: Arc::new(ClockTime(clock::wall())),
+                control: Arc::new(control),
+                event_capacity: EVENT_CAPACITY,
+            })?;
+            Ok((Arc::new(broker), events, (host.clone(), *port)))
+        }
+    }
+}
+
+/// Orders the fleet to be told whenever the chain of trust grows.
+fn watch_trust(trust: &crate::signing::TrustStore, orders: crate::driver::DriverHandle) -> JoinHandle<()> {
+    let mut head = trust.subscribe();
+    tokio::spawn(async move {
+        while head.changed().await.is_ok() {
+            orders.order(Order::TrustChanged).await;
+        }
+    })
+}
+
+/// Waits for the end: asked for, or forced by a store that cannot go on.
+async fn watch(
+    store: &Arc<dyn FleetStore>,
+    ca: &Ca,
+    names: &ServerNames,
+    tls: &Tls,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut looks = 0u32;
+    let mut ticks = tokio::time::interval(WATCH);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        notify::alive();
+        if let Health::Down { reason } = store.health().await {
+            anyhow::bail!("the fleet's state cannot be used any more ({reason}); start the controller again");
+        }
+        looks += 1;
+        if looks % CERTIFICATE_LOOKS == 0 && ca.renew_server(names, clock::now())? {
+            tls.renew(ca)?;
+            tracing::info!("took a new server certificate");
+        }
+    }
+}
