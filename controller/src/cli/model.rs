@@ -172,7 +172,9 @@ async fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
             Some(verdict) => format!("{}\n", verdict::table(verdict)),
             None => "Not checked (--no-probe); the controller will check it at the push.\n".to_owned(),
         };
-        let next = if built.kept_release {
+        let next = if verdict.as_ref().is_some_and(|verdict| !verdict.ok) {
+            String::new()
+        } else if built.kept_release {
             "Nothing changed since it was signed.".to_owned()
         } else {
             format!("Next: edgefleet model sign {} --key PUBLISHER_KEY", out.display())

@@ -1,1 +1,251 @@
+//! Commands as a person types them, against a real controller in this process; only the agent's probe is a
+//! script, since its engine has tests of its own.
 
+use super::{Cli, failure::Failure, run};
+use crate::{
+    cli::{
+        client::{ApiClient, ClientError},
+        context::{Context, GlobalArgs},
+    },
+    registry::{http::BundleView, probe::AGENT_PROGRAM, probe::tests as fake, record::ModelSummary},
+    server::{self, BrokerChoice, ServeOptions},
+    signing::summary::TrustSummary,
+    transfer::Limits,
+};
+use clap::{CommandFactory as _, Parser as _};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Running {
+    dir: tempfile::TempDir,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    /// A controller on free ports whose agent runs `script`.
+    async fn start(script: &str) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let agent = fake::agent(dir.path(), script);
+        let local = "127.0.0.1:0".parse().unwrap();
+        let options = ServeOptions {
+            data: dir.path().join("data"),
+            https: local,
+            mqtt: local,
+            public_url: None,
+            agent_bin: Some(agent),
+            limits: Limits::default(),
+            broker: BrokerChoice::Embedded,
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(server::serve(options, stop.clone()));
+        let begun = Instant::now();
+        while !dir.path().join("data/run/addresses.json").exists() {
+            assert!(!task.is_finished() && begun.elapsed() < DEADLINE, "the controller did not start");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Self { dir, stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(DEADLINE, self.task).await.unwrap().unwrap().unwrap();
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn client(&self) -> ApiClient {
+        Context::new(GlobalArgs { data: Some(self.data()), ..GlobalArgs::default() }).client().unwrap()
+    }
+
+    /// Runs `edgefleet ARGS --data DATA`.
+    async fn run(&self, args: &[&str]) -> Result<(), String> {
+        let data = self.data();
+        let mut all = vec!["edgefleet"];
+        all.extend(args);
+        all.extend(["--data", data.to_str().unwrap()]);
+        type_in(&all).await
+    }
+
+    /// Builds, signs and pushes a digits version.
+    async fn publish(&self, version: &str, more: &[&str]) -> Result<(), String> {
+        let (source, out) = (digits(version), self.path(version));
+        self.run(&["model", "build", &source, "--out", &out, "--no-probe"]).await?;
+        self.run(&["model", "sign", &out]).await?;
+        self.run(&[&["model", "push", &out], more].concat()).await
+    }
+}
+
+async fn type_in(args: &[&str]) -> Result<(), String> {
+    let cli = Cli::try_parse_from(args).map_err(|e| format!("usage: {e}"))?;
+    run(cli.command).await.map_err(|e| format!("{e:#}"))
+}
+
+fn digits(version: &str) -> String {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits");
+    models.join(version).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    Cli::command().debug_assert();
+    for (args, good) in [
+        (&["model", "push", "b", "--override-checks"][..], false),
+        (&["model", "push", "b", "--reason", "x"], false),
+        (&["model", "push", "b", "--override-checks", "--reason", "x", "--output", "json"], true),
+        (&["trust", "propose", "--floor", "digits"], false),
+        (&["trust", "propose", "--floor", "digits=2", "--threshold", "publisher=2"], true),
+        (&["trust", "propose", "--threshold", "boss=2"], false),
+        (&["trust", "sign", "r"], false),
+        (&["trust", "merge"], false),
+        (&["keys", "new-trust", "--offline", "--out", "d", "--publisher", "a", "--publisher", "b"], true),
+        (&["keys", "new-trust"], false),
+    ] {
+        let all = [&["edgefleet"], args].concat();
+        assert_eq!(Cli::try_parse_from(&all).is_ok(), good, "{args:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_goes_from_a_folder_to_the_registry() {
+    let house = Running::start(&fake::verdict_script(true, "")).await;
+    let (source, out, agent) = (digits("v1"), house.path("b"), house.path(AGENT_PROGRAM));
+    house.run(&["model", "build", &source, "--out", &out, "--agent-bin", &agent]).await.unwrap();
+    let unsigned = house.run(&["model", "push", &out]).await.unwrap_err();
+    assert!(unsigned.contains("is not signed"), "{unsigned}");
+    house.run(&["model", "sign", &out]).await.unwrap();
+    house.run(&["model", "push", &out]).await.unwrap();
+    house.run(&["model", "push", &out]).await.unwrap();
+    for args in [
+        &["model", "list"][..],
+        &["model", "show", "digits"],
+        &["model", "show", "digits@1"],
+        &["keys", "show"],
+    ] {
+        house.run(args).await.unwrap();
+        house.run(&[args, &["--output", "json"]].concat()).await.unwrap();
+    }
+    let client = house.client();
+    let model: ModelSummary = client.get("/api/v1/models/digits").await.unwrap();
+    assert_eq!((model.newest, model.bundles.len()), (1, 1));
+    let bundle: BundleView = client.get("/api/v1/models/digits/bundles/1").await.unwrap();
+    assert_eq!(bundle.manifest["model"]["name"], "digits");
+    for (path, code) in [
+        ("/api/v1/models/nobody", "model-unknown"),
+        ("/api/v1/models/digits/bundles/9", "bundle-unknown"),
+        ("/api/v1/models/digits/bundles/x", "path-invalid"),
+        ("/api/v1/trust/9", "trust-unknown"),
+    ] {
+        let Err(ClientError::Problem(problem)) = client.get::<serde_json::Value>(path).await else {
+            panic!("{path}")
+        };
+        assert_eq!(problem.code, code);
+    }
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_check_says_why_and_an_override_is_audited() {
+    let failure = r#","failure":{"code":"golden-mismatch","message":"sample 00-zero differs"}"#;
+    let house = Running::start(&fake::verdict_script(false, failure)).await;
+    let (source, out, agent) = (digits("v3"), house.path("b"), house.path(AGENT_PROGRAM));
+    let built = house.run(&["model", "build", &source, "--out", &out, "--agent-bin", &agent]).await;
+    assert!(built.unwrap_err().contains("every device would refuse it"));
+    let refused = house.publish("v3", &[]).await.unwrap_err();
+    assert!(refused.contains("golden-mismatch") && refused.contains("check-failed"), "{refused}");
+    house.publish("v3", &["--override-checks", "--reason", "to show it"]).await.unwrap();
+    let audit: serde_json::Value = house.client().get("/api/v1/audit?limit=1000").await.unwrap();
+    let notes = audit["items"].as_array().unwrap().iter().filter(|entry| entry["note"] == "to show it");
+    assert_eq!(notes.count(), 1);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_moves_on_by_files_and_the_registry_follows() {
+    let house = Running::start(&fake::verdict_script(true, "")).await;
+    let (request, copy) = (house.path("request"), house.path("copy"));
+    let key = house.data().join("keys/trust.pk8").to_str().unwrap().to_owned();
+    let current = house.data().join("trust/1.json").to_str().unwrap().to_owned();
+    house.run(&["trust", "propose", "--floor", "digits=2", "--out", &request]).await.unwrap();
+    let early = house.run(&["trust", "merge", &request]).await.unwrap_err();
+    assert!(early.contains("0 of 1 signatures by the present trust keys"), "{early}");
+    let args = ["edgefleet", "trust", "sign", &request, "--key", &key, "--current", &current, "--out", &copy];
+    type_in(&args).await.unwrap();
+    house.run(&["trust", "merge", &copy]).await.unwrap();
+    let trust: TrustSummary = house.client().get("/api/v1/trust").await.unwrap();
+    assert_eq!((trust.version, trust.floors.len()), (2, 1));
+    let old = house.publish("v1", &[]).await.unwrap_err();
+    assert!(old.contains("below-floor"), "{old}");
+    house.publish("v2", &[]).await.unwrap();
+    // The same request again follows nothing any more.
+    assert!(house.run(&["trust", "merge", &copy]).await.is_err());
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_are_not_what_they_say_leave_nothing() {
+    use edgefleet_shared::digest::BlobDigest;
+    let house = Running::start("exit 1").await;
+    let client = house.client();
+    let digest = BlobDigest::of(b"hello");
+    let path = format!("/api/v1/blobs/{digest}");
+    let body = |text: &'static [u8]| futures::stream::iter([Ok(bytes::Bytes::from_static(text))]);
+    let wrong = client.upload::<serde_json::Value>(&path, 5, body(b"hullo")).await;
+    let Err(ClientError::Problem(problem)) = wrong else { panic!("{wrong:?}") };
+    assert_eq!(problem.code, "digest-mismatch");
+    let asked = serde_json::json!({"digests": [digest, digest]});
+    let missing: serde_json::Value = client.post("/api/v1/blobs/missing", &asked).await.unwrap();
+    assert_eq!(missing["digests"].as_array().unwrap().len(), 1);
+    client.upload::<serde_json::Value>(&path, 5, body(b"hello")).await.unwrap();
+    let missing: serde_json::Value = client.post("/api/v1/blobs/missing", &asked).await.unwrap();
+    assert_eq!(missing["digests"].as_array().unwrap().len(), 0);
+    let many = serde_json::json!({"digests": vec![digest; 1_025]});
+    let too_many = client.post::<_, serde_json::Value>("/api/v1/blobs/missing", &many).await;
+    assert!(matches!(too_many, Err(ClientError::Problem(_))));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_authority_a_wrong_token_and_a_stopped_controller_are_told_apart() {
+    let house = Running::start("exit 1").await;
+    let other = Running::start("exit 1").await;
+    let ca = |house: &Running| fs::read(house.data().join("ca/ca.pem")).unwrap();
+    let base = house.client().base().to_owned();
+    let fails = async |token: &str, ca: &[u8]| -> Failure {
+        let client = ApiClient::new(&base, token, ca).unwrap();
+        client.get::<serde_json::Value>("/api/v1/models").await.unwrap_err().into()
+    };
+    let stranger = fails("x", &ca(&other)).await;
+    assert!(stranger.hint.as_ref().unwrap().contains("--ca"), "{stranger}");
+    let token = fails("x", &ca(&house)).await;
+    assert_eq!(token.code.as_deref(), Some("token-refused"), "{token}");
+    let authority = ca(&house);
+    house.stop().await;
+    let stopped = fails("x", &authority).await;
+    assert!(stopped.hint.as_ref().unwrap().contains("is it running"), "{stopped}");
+    assert!(ApiClient::new("http://127.0.0.1:1", "x", &authority).is_err(), "never in the clear");
+    assert!(ApiClient::new(&base, "x", b"no pem").is_err());
+    other.stop().await;
+}
+
+#[test]
+fn failures_are_printed_with_causes_and_a_hint() {
+    let error = crate::signing::key_file::read_private(Path::new("/nowhere/key")).unwrap_err();
+    let text = Failure::from(error).hint("look elsewhere").to_string();
+    assert!(text.starts_with("error: could not read key `/nowhere/key`\n  caused by: "), "{text}");
+    assert!(text.ends_with("\nhint: look elsewhere"), "{text}");
+}

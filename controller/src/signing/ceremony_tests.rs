@@ -258,8 +258,8 @@ fn impossible_sets_are_refused_and_old_ones_never_overwritten() {
     assert!(matches!(again, Err(CeremonyError::NotEmpty { .. })));
 }
 
-#[tokio::test]
-async fn what_the_online_key_signs_is_what_devices_accept() {
+#[test]
+fn what_the_online_key_signs_is_what_devices_accept() {
     use edgefleet_shared::{
         desired::{DESIRED_SCHEMA, Desired, Settings},
         trust::DeviceTrust,
@@ -277,7 +277,7 @@ async fn what_the_online_key_signs_is_what_devices_accept() {
         slots: BTreeMap::new(),
         settings: Settings::default(),
     };
-    let raw = setup.online.sign_desired(&desired).await.unwrap();
+    let raw = setup.online.sign_desired(&desired).unwrap();
     let mut device = DeviceTrust::pinned(&setup.trust.current_bytes(), setup.trust.pin()).unwrap();
     assert_eq!(device.accept(&raw, &desired.device, at(2)).unwrap().0, desired);
 }
