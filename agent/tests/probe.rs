@@ -44,7 +44,7 @@ fn the_program_prints_the_same_verdict_as_json() {
     for (version, code) in [(1, 0), (3, 1)] {
         let bundle = Source::digits(version).write();
         let output = Command::new(env!("CARGO_BIN_EXE_edgefleet-agent"))
-            .arg("probe")
+            .args(["probe", "--output", "json"])
             .arg(bundle.folder.path())
             .output()
             .unwrap();
