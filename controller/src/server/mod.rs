@@ -338,7 +338,7 @@ async fn watch(
             anyhow::bail!("the fleet's state cannot be used any more ({reason}); start the controller again");
         }
         looks += 1;
-        if looks % CERTIFICATE_LOOKS == 0 && ca.renew_server(names, clock::now())? {
+        if looks.is_multiple_of(CERTIFICATE_LOOKS) && ca.renew_server(names, clock::now())? {
             tls.renew(ca)?;
             tracing::info!("took a new server certificate");
         }
