@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod assignments;
+pub mod backup;
 pub mod blobs;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod desired;
 pub mod driver;
