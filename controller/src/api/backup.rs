@@ -154,3 +154,53 @@ impl From<BackupError> for Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backup::verify,
+        blobs::local::LocalBlobs,
+        fleet::{roles::Role, secret::SecretHash, tokens::Token},
+        store::{
+            FleetStore,
+            audit::AuditLog,
+            sled_home::{SledConfig, SledStore},
+        },
+    };
+    use axum::{Extension, Router, http::Request};
+    use edgefleet_shared::time::Timestamp;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_answer_is_a_backup_that_opens_with_the_passphrase_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = SledStore::open(SledConfig::new(dir.path().join("store"))).await.unwrap();
+        let store: Arc<dyn FleetStore> = Arc::new(store);
+        let audit = Arc::new(AuditLog::new(Arc::clone(&store)));
+        let (blobs, _) = LocalBlobs::open(dir.path().join("blobs")).await.unwrap();
+        crate::blobs::BlobStore::put(&blobs, Bytes::from(vec![7; 3_000_000])).await.unwrap();
+        let parts = BackupParts { store, audit, blobs: Arc::new(blobs), data: dir.path().to_owned() };
+        let now = Timestamp::from_secs(1_800_000_000);
+        let token: Token = serde_json::from_value(serde_json::json!({
+            "id": "t1", "name": "ops", "role": Role::Admin, "secret": SecretHash::of("x"), "created": now
+        }))
+        .unwrap();
+        let (router, _) = routes(parts, Arc::new(move || now)).split_for_parts();
+        let router: Router = router.layer(Extension(Caller(token)));
+        let ask = async |passphrase: &str| {
+            let body = serde_json::json!({"passphrase": passphrase, "with_blobs": true}).to_string();
+            let request = Request::post("/api/v1/backup").header("content-type", "application/json");
+            router.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap()
+        };
+        assert_eq!(ask("short").await.status(), StatusCode::BAD_REQUEST);
+        let answer = ask("correct horse battery").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        // While it is being read, nobody else gets one.
+        assert_eq!(ask("correct horse battery").await.status(), StatusCode::CONFLICT);
+        let file = answer.into_body().collect().await.unwrap().to_bytes();
+        let summary = verify(&*file, &Passphrase::new("correct horse battery").unwrap()).unwrap();
+        assert_eq!((summary.blobs_included, summary.created), (1, now));
+    }
+}
