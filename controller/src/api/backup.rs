@@ -184,7 +184,7 @@ mod tests {
         let parts = BackupParts { store, audit, blobs: Arc::new(blobs), data: dir.path().to_owned() };
         let now = Timestamp::from_secs(1_800_000_000);
         let token: Token = serde_json::from_value(serde_json::json!({
-            "id": "t1", "name": "ops", "role": Role::Admin, "secret": SecretHash::of("x"), "created": now
+            "id": "t1", "name": "ops", "role": Role::Admin, "secret": SecretHash::of("x"), "created": now, "created_by": "test"
         }))
         .unwrap();
         let (router, _) = routes(parts, Arc::new(move || now)).split_for_parts();
