@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod assignments;
+pub mod backup;
 pub mod blobs;
 pub mod broker;
 pub mod cli;

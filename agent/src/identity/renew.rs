@@ -36,12 +36,15 @@ pub enum RenewError {
     Folder(#[from] FolderError),
 }
 
-/// When to renew a certificate valid from `start` to `end`: after two thirds of its life, moved by up
+/// Life of a device certificate. Its start is backdated by years, so only the end tells its age.
+const LIFE: Duration = Duration::from_secs(90 * 86_400);
+
+/// When to renew a certificate valid from `start` to `end`: when a third of its life is left, moved by up
 /// to 5 % of it so that devices enrolled together do not come together. `spread` is in 0.0..1.0.
 pub fn due(start: Timestamp, end: Timestamp, spread: f64) -> Timestamp {
-    let life = end.since(start);
+    let life = end.since(start).min(LIFE);
     let jitter = life.mul_f64(0.05 * spread.clamp(0.0, 1.0));
-    start + life * 2 / 3 - jitter
+    end - life / 3 - jitter
 }
 
 /// Asks for a new certificate of the same key and stores it.
@@ -95,6 +98,8 @@ mod tests {
         for spread in [0.1, 0.5, 2.0] {
             assert!(due(start, end, spread) < start + day * 60);
         }
-        assert_eq!(due(end, start, 0.5), end); // nonsense in, at once out
+        let backdated = Timestamp::EPOCH;
+        assert_eq!(due(backdated, end, 0.0), start + day * 60, "a backdated start says nothing");
+        assert!(due(end, start, 0.5) <= start, "nonsense in, at once out");
     }
 }

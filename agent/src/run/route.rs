@@ -110,6 +110,8 @@ impl Router {
         match command.action {
             Action::Ping => {}
             Action::Report => {
+                // What was counted so far goes along: the asker wants all of it.
+                self.monitor.flush();
                 self.tell_updater(Command::Report);
                 self.tell_sender(Signal::Again);
                 self.report_now.notify_one();

@@ -6,6 +6,7 @@
 //! `DefaultBodyLimit` layer around themselves; everybody else's bodies end at [`MAX_BODY_BYTES`].
 
 pub mod access;
+pub mod backup;
 pub mod commands;
 mod device_routes;
 mod devices;

@@ -1,6 +1,7 @@
 //! The command line: one noun, one verb. Data goes to standard output, everything else to standard
 //! error; exit codes: 0 done, 1 failed, 2 wrong usage.
 
+pub mod backup;
 pub mod broker;
 pub mod client;
 pub mod context;
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Demo(demo::DemoArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
     /// Build, sign and publish models
@@ -99,6 +102,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => args.run().await,
         Command::Demo(args) => args.run().await,
+        Command::Backup(args) => Ok(args.run().await.map_err(told)?),
+        Command::Restore(args) => Ok(args.run().await.map_err(told)?),
         Command::Broker(command) => command.run(),
         Command::Model(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
@@ -108,5 +113,15 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Trust(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+    }
+}
+
+/// A backup's error with its hint.
+fn told(error: crate::backup::BackupError) -> failure::Failure {
+    let hint = error.hint();
+    let failure = failure::Failure::from(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }

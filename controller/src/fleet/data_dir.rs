@@ -16,6 +16,8 @@ use std::{
 
 /// Largest of our own small files, in bytes: keys, certificates, tokens.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
+/// Lies in the folder while a restore moves things into it.
+pub const UNFINISHED_RESTORE: &str = "restore-unfinished";
 
 /// Why the data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,8 @@ pub enum DataDirError {
         path.display()
     )]
     InUse { path: PathBuf },
+    #[error("a restore into `{}` was cut off, so parts of it are missing", path.display())]
+    UnfinishedRestore { path: PathBuf },
     #[error("could not {action} `{}`", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("`{}` has more than {limit} bytes", path.display())]
@@ -42,7 +46,7 @@ impl DataDir {
     /// Creates the folder (0700) if missing and locks it against other controllers.
     ///
     /// # Errors
-    /// [`DataDirError::InUse`] if another process has it.
+    /// [`DataDirError::InUse`] if another process has it; [`DataDirError::UnfinishedRestore`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
         let path = path.into();
         create_private_dir(&path)?;
@@ -55,6 +59,7 @@ impl DataDir {
             .open(&file)
             .map_err(|source| DataDirError::Io { action: "open", path: file.clone(), source })?;
         match lock.try_lock() {
+            Ok(()) if path.join(UNFINISHED_RESTORE).exists() => Err(DataDirError::UnfinishedRestore { path }),
             Ok(()) => Ok(Self { path, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path }),
             Err(TryLockError::Error(source)) => Err(DataDirError::Io { action: "lock", path: file, source }),

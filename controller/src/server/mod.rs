@@ -12,6 +12,7 @@ pub use options::{Addresses, BrokerChoice, ServeOptions};
 use crate::{
     api::{self, ApiParts, https::HttpsLimits, metrics::Metrics, operations::Operations},
     assignments::Assignments,
+    backup::{BackupParts, note_restored},
     blobs::{BlobStore, local::LocalBlobs},
     broker::{
         Broker, BrokerEvent, EVENT_CAPACITY,
@@ -78,6 +79,9 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     }
     let store: Arc<dyn FleetStore> = Arc::new(store);
     let audit = Arc::new(AuditLog::new(store.clone()));
+    if let Some(note) = note_restored(&store, &audit, clock::now()).await? {
+        println!("This controller was restored from a backup of {}.", note.created);
+    }
     let (blobs, swept) = LocalBlobs::open(dir.join("blobs")).await.context("could not open the blobs")?;
     if swept > 0 {
         tracing::info!(swept, "removed unfinished uploads of an earlier process");
@@ -176,6 +180,15 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         ready: vec![],
         more: vec![
             api::operations::routes(operations),
+            api::backup::routes(
+                BackupParts {
+                    store: store.clone(),
+                    audit: audit.clone(),
+                    blobs: blobs.clone(),
+                    data: dir.to_owned(),
+                },
+                clock::wall(),
+            ),
             registry::http::routes(registry),
             trust_http::routes(Arc::new(TrustApi {
                 trust: keys.trust.clone(),
