@@ -269,11 +269,12 @@ async fn refused_push(
 ) -> Result<(), DemoError> {
     let built = build(stage, source, "digits@3", true).await?;
     let (pushed, _, errors) = stage.try_command(&["model", "push", &built]).await?;
-    let named = errors.contains("golden");
-    report.push_refused = Some(errors.clone());
-    report.check("the controller's push check refuses digits@3", !pushed && named, errors.clone());
+    let said: Vec<_> = errors.lines().skip_while(|line| !line.starts_with("error:")).collect();
+    let named = said.first().is_some_and(|line| line.contains("golden-mismatch"));
+    report.push_refused = Some(said.join("\n"));
+    report.check("the controller's push check refuses digits@3", !pushed && named, said.join("\n"));
     console.say("   the controller refuses the push:");
-    errors.lines().take(6).for_each(|line| console.say(&format!("      {line}")));
+    said.iter().for_each(|line| console.say(&format!("      {}", shortened(line))));
     let reason = "demo: show that devices check for themselves";
     stage.command(&["model", "push", &built, "--override-checks", "--reason", reason]).await?;
     let audit = stage.get("/api/v1/audit?limit=1000").await?;
@@ -325,7 +326,8 @@ fn judge_refusals(
     let name = format!("every device refuses {bundle} by itself ({code})");
     report.check(&name, refused.len() == devices, format!("{} of {devices}", refused.len()));
     if let Some(first) = refused.first() {
-        console.say(&format!("   {} devices refuse it: {}", refused.len(), first.reason));
+        console.say(&format!("   {} devices refuse it by themselves:", refused.len()));
+        console.say(&format!("      {}", shortened(&first.reason)));
     }
     report.refusals.extend(refused);
 }
@@ -459,6 +461,15 @@ fn summary(report: &Report, path: &Path, console: &mut Console) {
         report.activation_seconds.p95.unwrap_or(0.0)
     ));
     console.say(&format!("   {:.0} s in all; report in {}", report.seconds, path.display()));
+}
+
+/// A line that fits a terminal; the report has all of it.
+fn shortened(line: &str) -> String {
+    const WIDTH: usize = 110;
+    match line.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 fn keep(stage: Stage, console: &mut Console) {
