@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test dist fmt clean-data
+.PHONY: help setup build demo test bench dist fmt clean-data
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # Release without link-time optimisation: what tests and the demo build and run.
@@ -36,6 +36,14 @@ test: setup ## Run every check and test
 	@.ci/step doctests cargo test $(CI) --doc
 	@EDGEFLEET_TEST_PYTHON="$$(cd "$(VENV)" && pwd)/bin/python" \
 		.ci/step tests cargo nextest run --locked --workspace --cargo-profile ci
+
+bench: build ## Measure sizes, memory, start-up and connections; JSON under target/bench (wants an idle machine)
+	cargo build --locked --profile dist -p edgefleet-agent
+	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits
+	@mkdir -p target/bench
+	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
+	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
+	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json
 
 dist: ## Build the agent as devices get it (profile `dist`: small) and print its size
 	cargo build --locked --profile dist -p edgefleet-agent

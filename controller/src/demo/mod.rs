@@ -6,10 +6,10 @@
 
 mod attack;
 mod console;
-mod load;
-mod processes;
+pub mod load;
+pub mod processes;
 pub mod report;
-mod stage;
+pub mod stage;
 mod story;
 
 pub use console::Console;

@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// One image per agent in this time: a steady load that leaves a two-core machine room to answer.
 const PAUSE: Duration = Duration::from_millis(25);
 
-pub(super) struct Agent {
+pub struct Agent {
     pub id: String,
     pub name: String,
     pub process: Process,
@@ -26,7 +26,7 @@ pub(super) struct Agent {
     pub load: Option<Load>,
 }
 
-pub(super) struct Stage {
+pub struct Stage {
     /// This program.
     pub exe: PathBuf,
     pub agent_bin: PathBuf,
@@ -41,12 +41,12 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn controller_dir(&self) -> PathBuf {
+    pub fn controller_dir(&self) -> PathBuf {
         self.dir.join("controller")
     }
 
     /// Starts `edgefleet serve` on a fresh folder below `dir` and waits until it is ready.
-    pub(super) async fn open(exe: PathBuf, agent_bin: PathBuf, dir: PathBuf) -> Result<Self, DemoError> {
+    pub async fn open(exe: PathBuf, agent_bin: PathBuf, dir: PathBuf) -> Result<Self, DemoError> {
         let controller = dir.join("controller");
         let (mut serve, addresses) =
             start_controller(&exe, &agent_bin, &dir, "127.0.0.1:0", "127.0.0.1:0").await?;
@@ -86,7 +86,7 @@ impl Stage {
     }
 
     /// Starts the controller again on the addresses it had: devices come back by themselves.
-    pub(super) async fn reopen(&mut self) -> Result<(), DemoError> {
+    pub async fn reopen(&mut self) -> Result<(), DemoError> {
         let https = self.url.trim_start_matches("https://").to_owned();
         let (serve, _) = start_controller(&self.exe, &self.agent_bin, &self.dir, &https, &self.mqtt).await?;
         self.serve = serve;
@@ -96,7 +96,7 @@ impl Stage {
     /// Runs `edgefleet ARGS --output json` against this controller, as a person would.
     ///
     /// Returns the exit's success, the JSON of standard output (null if none) and standard error.
-    pub(super) async fn try_command(&self, args: &[&str]) -> Result<(bool, Value, String), DemoError> {
+    pub async fn try_command(&self, args: &[&str]) -> Result<(bool, Value, String), DemoError> {
         let output = tokio::process::Command::new(&self.exe)
             .args(args)
             .args(["--output", "json"])
@@ -114,28 +114,42 @@ impl Stage {
     }
 
     /// As [`Self::try_command`], but failing is an error.
-    pub(super) async fn command(&self, args: &[&str]) -> Result<Value, DemoError> {
+    pub async fn command(&self, args: &[&str]) -> Result<Value, DemoError> {
         match self.try_command(args).await? {
             (true, json, _) => Ok(json),
             (false, _, output) => Err(DemoError::Command { command: args.join(" "), output }),
         }
     }
 
-    pub(super) async fn get(&self, path: &str) -> Result<Value, DemoError> {
+    /// Asks for something that is not JSON.
+    ///
+    /// # Errors
+    /// [`DemoError::Ask`].
+    pub async fn get_text(&self, path: &str) -> Result<String, DemoError> {
         let failed = |source| DemoError::Ask { action: format!("GET {path}"), source };
-        let response = self
-            .client
+        self.ask(path).await?.text().await.map_err(failed)
+    }
+
+    /// # Errors
+    /// [`DemoError::Ask`].
+    pub async fn get(&self, path: &str) -> Result<Value, DemoError> {
+        let failed = |source| DemoError::Ask { action: format!("GET {path}"), source };
+        self.ask(path).await?.json().await.map_err(failed)
+    }
+
+    async fn ask(&self, path: &str) -> Result<reqwest::Response, DemoError> {
+        let failed = |source| DemoError::Ask { action: format!("GET {path}"), source };
+        self.client
             .get(format!("{}{path}", self.url))
             .bearer_auth(&self.token)
             .send()
             .await
             .and_then(reqwest::Response::error_for_status)
-            .map_err(failed)?;
-        response.json().await.map_err(failed)
+            .map_err(failed)
     }
 
     /// Enrols and starts one more agent.
-    pub(super) async fn add_agent(&mut self, number: usize, code: &str) -> Result<(), DemoError> {
+    pub async fn add_agent(&mut self, number: usize, code: &str) -> Result<(), DemoError> {
         let name = format!("demo-{number:02}");
         let data = self.dir.join("agents").join(&name);
         std::fs::create_dir_all(&data).map_err(|source| DemoError::Write { path: data.clone(), source })?;
@@ -168,14 +182,14 @@ impl Stage {
         Ok(())
     }
 
-    pub(super) fn start_load(&mut self, holdout: &Arc<Holdout>) {
+    pub fn start_load(&mut self, holdout: &Arc<Holdout>) {
         for agent in &mut self.agents {
             agent.load = Some(Load::start(agent.base.clone(), "digits", holdout.clone(), PAUSE));
         }
     }
 
     /// Waits until `done` says so, with `tick` called in between.
-    pub(super) async fn wait_for<T>(
+    pub async fn wait_for<T>(
         &self,
         what: &str,
         seconds: u64,
@@ -226,6 +240,6 @@ async fn start_controller(
     Ok((serve, addresses))
 }
 
-pub(super) fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
