@@ -13,7 +13,7 @@ pub mod model;
 pub mod people;
 pub mod rollout;
 pub mod serve;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 pub mod trust;

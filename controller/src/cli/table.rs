@@ -1,7 +1,7 @@
 //! Plain columns for people: no frame, nothing that gets in the way of `grep` and `awk`.
 
 /// `header` and `rows` in aligned columns, two spaces apart.
-pub(super) fn of(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn of(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
     table.set_header(header);

@@ -1,6 +1,7 @@
 //! What a person sees: chapter lines, and a live table on a terminal.
 
 use super::stage::{Stage, text};
+use crate::cli::table;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
 
@@ -69,11 +70,7 @@ pub(super) fn slot<'v>(devices: &'v Value, id: &str) -> &'v Value {
 }
 
 fn render(stage: &Stage, devices: &Value) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
-        "device", "bundle", "phase", "progress", "requests", "failed", "p50 ms", "p95 ms", "accuracy",
-    ]);
+    let mut rows = Vec::new();
     for agent in &stage.agents {
         let slot = slot(devices, &agent.id);
         let load = agent.load.as_ref().map(|load| load.seen.lock().clone()).unwrap_or_default();
@@ -84,7 +81,7 @@ fn render(stage: &Stage, devices: &Value) -> String {
             n => format!("{:.1} %", 100.0 * own.correct as f64 / n as f64),
         };
         let phase = text(&slot["phase"]);
-        table.add_row([
+        rows.push(vec![
             agent.name.clone(),
             slot["active"].as_str().unwrap_or("-").to_owned(),
             if phase.is_empty() { "-".to_owned() } else { phase },
@@ -96,7 +93,10 @@ fn render(stage: &Stage, devices: &Value) -> String {
             accuracy,
         ]);
     }
-    table.to_string()
+    let header =
+        ["DEVICE", "BUNDLE", "PHASE", "PROGRESS", "REQUESTS", "FAILED", "P50 MS", "P95 MS", "ACCURACY"];
+    let table = table::of(&header, rows.into_iter());
+    table.lines().map(|line| format!("   {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// A download as ten cells.
