@@ -13,6 +13,7 @@ pub mod model;
 pub mod people;
 pub mod rollout;
 pub mod serve;
+mod serve_file;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ mod push_error;
 pub mod record;
 pub mod service;
 pub mod source;
-mod toml_reader;
+pub(crate) mod toml_reader;
 
 pub use mistakes::{Mistakes, SourceMistake};
 pub use push_error::PushError;

@@ -18,7 +18,7 @@ use toml::{
 };
 
 /// One file and the mistakes found in it so far.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     file: PathBuf,
     text: &'a str,
     wrong: RefCell<Vec<SourceMistake>>,
@@ -26,12 +26,12 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `file`: how the file is called in messages.
-    pub(super) fn new(file: &Path, text: &'a str) -> Self {
+    pub(crate) fn new(file: &Path, text: &'a str) -> Self {
         Self { file: file.to_owned(), text, wrong: RefCell::default() }
     }
 
     /// The document's top table; syntax errors are noted and the rest is still read.
-    pub(super) fn parse(&self) -> Spanned<DeTable<'a>> {
+    pub(crate) fn parse(&self) -> Spanned<DeTable<'a>> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
             let line = error.span().map(|span| self.line(span.start));
@@ -49,11 +49,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a mistake at a place of the file.
-    pub(super) fn wrong(&self, at: &Range<usize>, key: impl Into<String>, reason: impl Into<String>) {
+    pub(crate) fn wrong(&self, at: &Range<usize>, key: impl Into<String>, reason: impl Into<String>) {
         self.push(Some(self.line(at.start)), key.into(), reason.into());
     }
 
-    pub(super) fn into_mistakes(self) -> Vec<SourceMistake> {
+    pub(crate) fn into_mistakes(self) -> Vec<SourceMistake> {
         let mut all = self.wrong.into_inner();
         all.sort_by_key(|mistake| mistake.line);
         all
@@ -61,7 +61,7 @@ impl<'a> Reader<'a> {
 }
 
 /// One table of the file; remembers which keys were asked for.
-pub(super) struct Table<'a> {
+pub(crate) struct Table<'a> {
     reader: &'a Reader<'a>,
     path: String,
     entries: &'a DeTable<'a>,
@@ -70,7 +70,7 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn top(reader: &'a Reader<'a>, table: &'a Spanned<DeTable<'a>>) -> Self {
+    pub(crate) fn top(reader: &'a Reader<'a>, table: &'a Spanned<DeTable<'a>>) -> Self {
         Self::at(reader, String::new(), table.get_ref(), 0..0)
     }
 
@@ -79,17 +79,17 @@ impl<'a> Table<'a> {
     }
 
     /// Dotted path of a key of this table.
-    pub(super) fn key(&self, key: &str) -> String {
+    pub(crate) fn key(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
     /// Where a key's value stands, or the table if it is absent.
-    pub(super) fn place(&self, key: &str) -> Range<usize> {
+    pub(crate) fn place(&self, key: &str) -> Range<usize> {
         self.find(key).map_or_else(|| self.span.clone(), |value| value.span())
     }
 
     /// Notes a mistake about a key of this table.
-    pub(super) fn wrong(&self, key: &str, reason: impl Into<String>) {
+    pub(crate) fn wrong(&self, key: &str, reason: impl Into<String>) {
         self.reader.wrong(&self.place(key), self.key(key), reason);
     }
 
@@ -116,7 +116,7 @@ impl<'a> Table<'a> {
         self.reader.wrong(&value.span(), self.key(key), format!("is a TOML {found}, not {wanted}"));
     }
 
-    pub(super) fn string(&self, key: &'static str) -> Option<&'a str> {
+    pub(crate) fn string(&self, key: &'static str) -> Option<&'a str> {
         let value = self.value(key)?;
         let text = value.get_ref().as_str();
         if text.is_none() {
@@ -125,19 +125,19 @@ impl<'a> Table<'a> {
         text
     }
 
-    pub(super) fn need_string(&self, key: &'static str) -> Option<&'a str> {
+    pub(crate) fn need_string(&self, key: &'static str) -> Option<&'a str> {
         self.need(key)?;
         self.string(key)
     }
 
     /// A string that must parse as `T`.
-    pub(super) fn need_parsed<T: FromStr<Err: Display>>(&self, key: &'static str) -> Option<T> {
+    pub(crate) fn need_parsed<T: FromStr<Err: Display>>(&self, key: &'static str) -> Option<T> {
         let text = self.need_string(key)?;
         text.parse().map_err(|e| self.wrong(key, format!("is {text:?}: {e}"))).ok()
     }
 
     /// An integer of `range`.
-    pub(super) fn integer(&self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+    pub(crate) fn integer(&self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
         let value = self.need(key)?;
         let Some(number) = integer(value.get_ref()) else {
             self.mistyped(key, value, "an integer of 64 bits");
@@ -151,7 +151,7 @@ impl<'a> Table<'a> {
     }
 
     /// A finite number; TOML integers count as numbers.
-    pub(super) fn number(&self, key: &'static str) -> Option<f64> {
+    pub(crate) fn number(&self, key: &'static str) -> Option<f64> {
         let value = self.need(key)?;
         let number = match value.get_ref() {
             DeValue::Float(text) => text.as_str().parse::<f64>().ok(),
@@ -171,12 +171,12 @@ impl<'a> Table<'a> {
     }
 
     /// An optional array of strings; absent is empty.
-    pub(super) fn strings(&self, key: &'static str) -> Vec<String> {
+    pub(crate) fn strings(&self, key: &'static str) -> Vec<String> {
         let all = self.array(key, "an array of strings", |value| value.as_str().map(str::to_owned));
         all.unwrap_or_default()
     }
 
-    pub(super) fn integers(&self, key: &'static str) -> Option<Vec<i64>> {
+    pub(crate) fn integers(&self, key: &'static str) -> Option<Vec<i64>> {
         self.need(key)?;
         self.array(key, "an array of integers", integer)
     }
@@ -198,7 +198,7 @@ impl<'a> Table<'a> {
         all
     }
 
-    pub(super) fn table(&self, key: &'static str) -> Option<Table<'a>> {
+    pub(crate) fn table(&self, key: &'static str) -> Option<Table<'a>> {
         let value = self.value(key)?;
         match value.get_ref().as_table() {
             Some(table) => Some(Table::at(self.reader, self.key(key), table, value.span())),
@@ -209,13 +209,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub(super) fn need_table(&self, key: &'static str) -> Option<Table<'a>> {
+    pub(crate) fn need_table(&self, key: &'static str) -> Option<Table<'a>> {
         self.need(key)?;
         self.table(key)
     }
 
     /// `[[key]]` entries; at least one.
-    pub(super) fn need_tables(&self, key: &'static str) -> Vec<Table<'a>> {
+    pub(crate) fn need_tables(&self, key: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.need(key) else { return vec![] };
         let Some(items) = value.get_ref().as_array() else {
             self.mistyped(key, value, &format!("`[[{key}]]`"));
@@ -238,7 +238,7 @@ impl<'a> Table<'a> {
     }
 
     /// All entries as strings, whatever their keys.
-    pub(super) fn all_strings(self) -> Vec<(String, String)> {
+    pub(crate) fn all_strings(self) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for (key, value) in self.entries.iter() {
             match value.get_ref().as_str() {
@@ -250,7 +250,7 @@ impl<'a> Table<'a> {
     }
 
     /// Refuses keys that nobody asked for.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         let asked = self.asked.borrow();
         for (key, _) in self.entries.iter() {
             if !asked.contains(key.get_ref().as_ref()) {
