@@ -49,6 +49,7 @@ enum Command {
     Model(Remote<model::ModelCommand>),
     /// Devices: invite, list, show, label, remove
     Device(Remote<device::DeviceCommand>),
+    /// Give a bundle to every enrolled device that is selected: a rollout of one stage
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
