@@ -24,3 +24,6 @@ pub(crate) fn install_crypto() {
     // A second story of the same process finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
+//! Harness.
+
+pub mod faults;
