@@ -9,6 +9,7 @@ pub mod api;
 pub mod binaries;
 pub mod cli;
 pub mod controller;
+pub mod faults;
 pub mod fleet;
 pub mod inference;
 pub mod models;
@@ -24,6 +25,3 @@ pub(crate) fn install_crypto() {
     // A second story of the same process finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
-//! Harness.
-
-pub mod faults;
