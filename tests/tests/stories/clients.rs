@@ -1,0 +1,78 @@
+//! Programs that know nothing of Edgefleet talk to an agent.
+
+use anyhow::{Context, Result, ensure};
+use edgefleet_tests::{
+    binaries::repository,
+    cli,
+    fleet::Fleet,
+    inference::{Holdout, request},
+    models,
+    place::Place,
+};
+use serde_json::Value;
+use std::{ffi::OsStr, path::Path};
+
+const PYTHON: &str = "EDGEFLEET_TEST_PYTHON";
+
+#[tokio::test]
+async fn the_stock_python_client_gets_what_the_protocol_promises() -> Result<()> {
+    let python = std::env::var_os(PYTHON).with_context(|| {
+        format!("{PYTHON} names no interpreter with tritonclient; run `make setup` (`make test` does)")
+    })?;
+    let place = Place::new()?;
+    let fleet = Fleet::start(&place, 1).await?;
+    models::publish(&place, &fleet.controller, &models::digits(2)).await?;
+    fleet.controller.assign_and_commit("digits@2").await?;
+    let script = repository("tests/python/tritonclient_story.py");
+    let holdout = repository("models/digits/holdout/holdout.json");
+    let url = fleet.agents[0].base.trim_start_matches("http://");
+    let args = [
+        script.as_os_str(),
+        OsStr::new("--url"),
+        OsStr::new(url),
+        OsStr::new("--holdout"),
+        holdout.as_os_str(),
+        OsStr::new("--expect-bundle"),
+        OsStr::new("digits@2"),
+    ];
+    let told = cli::run(Path::new(&python), args, &[]).await?;
+    let summary: Value = told.json().with_context(|| told.err.clone())?;
+    let failed: Vec<_> =
+        summary["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] != true).collect();
+    ensure!(told.code == Some(0) && failed.is_empty(), "{failed:?}\n{}", told.err);
+    ensure!(summary["accuracy"].as_f64().is_some_and(|accuracy| accuracy > 0.9), "{summary}");
+    fleet.stop().await?;
+    place.end()
+}
+
+#[tokio::test]
+async fn plain_curl_gets_an_answer_and_can_tell_the_truth_afterwards() -> Result<()> {
+    let place = Place::new()?;
+    let fleet = Fleet::start(&place, 1).await?;
+    let agent = &fleet.agents[0];
+    let holdout = Holdout::load()?;
+    let body = request(&holdout.images[0]).to_string();
+    let url = format!("{}/v2/models/digits/infer", agent.base);
+    let answer = curl(&["--fail-with-body", &url, "--json", &body]).await?.json()?;
+    ensure!(answer["model_name"] == "digits" && answer["parameters"]["bundle"] == "digits@1", "{answer}");
+    let truth = serde_json::json!({
+        "prediction_id": answer["parameters"]["prediction_id"],
+        "label": holdout.labels[0].to_string(),
+    });
+    let url = format!("{}/v1/feedback", agent.base);
+    curl(&["--fail-with-body", &url, "--json", &truth.to_string()]).await?;
+    let metrics = curl(&["--fail-with-body", &format!("{}/metrics", agent.metrics)]).await?.out;
+    ensure!(metrics.lines().any(|line| line.starts_with("edgefleet_")), "{metrics}");
+    fleet.controller.run(&["device", "report", &agent.id]).await?;
+    agent.all_acknowledged().await?;
+    let shown = fleet.controller.run(&["device", "show", &agent.id]).await?;
+    ensure!(shown["telemetry"]["bundles"][0]["labels"]["matched"] == 1, "{shown}");
+    fleet.stop().await?;
+    place.end()
+}
+
+async fn curl(args: &[&str]) -> Result<cli::Done> {
+    cli::run(Path::new("curl"), ["--silent", "--show-error", "--noproxy", "*"].iter().chain(args), &[])
+        .await?
+        .ok()
+}

@@ -1,0 +1,16 @@
+//! Stories told from end to end with real processes. Names are sentences; a story that measures time or
+//! load lives in a module named `alone`, and nothing runs beside it.
+
+mod backups;
+mod bad_requests;
+mod bad_sessions;
+mod clients;
+mod clocks;
+mod controllers;
+mod enrolment;
+mod external_broker;
+mod links;
+mod quick_start;
+mod shared_identity;
+mod trust;
+mod updates;
