@@ -2,24 +2,34 @@
 //!
 //! It decides nothing. Every step may be interrupted anywhere and repeated: the store says what is
 //! left to do, and sending a desired state twice does no harm.
+//!
+//! Three strands run beside each other, so that a long one delays no other: orders about single devices;
+//! rollouts, one after the other in the order of their starts; passes over all devices.
 
 use crate::{
     assignments::{AssignError, Assignments},
     clock,
     desired::Reason,
-    fleet::Fleet,
+    findings::Findings,
+    fleet::{Fleet, devices::DeviceState},
     link::HandOut,
+    store::StoreError,
     transfer::BlockServer,
 };
 use edgefleet_shared::ids::{DeviceId, RolloutId};
-use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// How often expiring desired states are looked for.
 const RENEWAL_PASS: Duration = Duration::from_secs(3_600);
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Orders that may wait; more wait with their sender.
 const ORDERS: usize = 256;
+/// Devices brought up to date at a time: their writes share an fsync.
+const AT_A_TIME: usize = 64;
 
 /// What the driver can be asked to do.
 #[derive(Debug)]
@@ -28,6 +38,8 @@ pub enum Order {
     Rollout(RolloutId),
     /// Bring these devices up to date.
     Devices(Vec<DeviceId>),
+    /// Forget what was wanted of a device that left the fleet.
+    Removed(DeviceId),
     /// A new trust document: tell everybody, and everybody's desired state names it.
     TrustChanged,
 }
@@ -46,97 +58,147 @@ impl DriverHandle {
     }
 }
 
+/// What the driver is made of.
+pub struct DriverParts {
+    pub assignments: Assignments,
+    pub hand_out: Arc<HandOut>,
+    pub fleet: Arc<Fleet>,
+    pub blocks: Arc<BlockServer>,
+    pub findings: Arc<Findings>,
+}
+
 pub struct Driver {
     orders: mpsc::Receiver<Order>,
-    assignments: Assignments,
-    hand_out: Arc<HandOut>,
-    fleet: Arc<Fleet>,
-    blocks: Arc<BlockServer>,
+    work: Work,
+}
+
+struct Work {
+    parts: DriverParts,
+    /// Everybody's desired state has to be looked at again.
+    everybody: Notify,
+    /// Rollouts that met an error; tried again at the next housekeeping.
+    stalled: Mutex<BTreeSet<RolloutId>>,
 }
 
 impl Driver {
-    pub fn new(
-        assignments: Assignments,
-        hand_out: Arc<HandOut>,
-        fleet: Arc<Fleet>,
-        blocks: Arc<BlockServer>,
-    ) -> (Self, DriverHandle) {
+    pub fn new(parts: DriverParts) -> (Self, DriverHandle) {
         let (sender, orders) = mpsc::channel(ORDERS);
-        (Self { orders, assignments, hand_out, fleet, blocks }, DriverHandle(sender))
+        let work = Work { parts, everybody: Notify::new(), stalled: Mutex::default() };
+        (Self { orders, work }, DriverHandle(sender))
     }
 
-    /// Runs until every handle is gone. Starts with what an earlier process left undone.
-    pub async fn run(mut self) {
-        self.hand_out.announce_trust().await;
-        match self.assignments.unfinished().await {
-            Ok(left) => {
-                for rollout in left {
-                    self.rollout(&rollout).await;
-                }
-            }
+    /// Runs until every handle is gone or `stop` is cancelled. Starts with what an earlier process left
+    /// undone.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { orders, work } = self;
+        work.parts.hand_out.announce_trust().await;
+        // Ids only; the store holds the rollouts.
+        let (rollouts, queue) = mpsc::unbounded_channel();
+        match work.parts.assignments.unfinished().await {
+            Ok(left) => left.into_iter().for_each(|rollout| drop(rollouts.send(rollout))),
             Err(error) => tracing::error!(%error, "rollout.resume"),
         }
-        self.everybody().await;
-        let mut renewal = tokio::time::interval(RENEWAL_PASS);
+        work.everybody.notify_one();
+        tokio::select! {
+            () = work.orders(orders, rollouts) => {}
+            () = work.rollouts(queue) => {}
+            () = work.passes() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+impl Work {
+    async fn orders(&self, mut orders: mpsc::Receiver<Order>, rollouts: mpsc::UnboundedSender<RolloutId>) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             tokio::select! {
-                order = self.orders.recv() => match order {
+                order = orders.recv() => match order {
                     None => return,
-                    Some(Order::Rollout(id)) => self.rollout(&id).await,
-                    Some(Order::Devices(devices)) => self.devices(&devices).await,
+                    Some(Order::Rollout(id)) => drop(rollouts.send(id)),
+                    Some(Order::Devices(devices)) => self.devices(devices).await,
+                    Some(Order::Removed(device)) => self.removed(&device).await,
                     Some(Order::TrustChanged) => {
-                        self.hand_out.announce_trust().await;
-                        self.everybody().await;
+                        self.parts.hand_out.announce_trust().await;
+                        self.everybody.notify_one();
                     }
                 },
-                _ = renewal.tick() => self.renew().await,
-                _ = housekeeping.tick() => self.blocks.forget_idle(),
+                _ = housekeeping.tick() => {
+                    self.parts.blocks.forget_idle();
+                    let stalled = mem::take(&mut *self.stalled.lock());
+                    stalled.into_iter().for_each(|rollout| drop(rollouts.send(rollout)));
+                }
+            }
+        }
+    }
+
+    async fn rollouts(&self, mut queue: mpsc::UnboundedReceiver<RolloutId>) {
+        while let Some(id) = queue.recv().await {
+            self.rollout(&id).await;
+        }
+    }
+
+    async fn passes(&self) {
+        let mut renewal = tokio::time::interval(RENEWAL_PASS);
+        loop {
+            let states = self.parts.hand_out.states();
+            let devices = tokio::select! {
+                () = self.everybody.notified() => states.wanted_devices().await,
+                _ = renewal.tick() => states.expiring(clock::now()).await,
+            };
+            match devices {
+                Ok(devices) => self.devices(devices).await,
+                Err(error) => tracing::error!(%error, "desired.list"),
             }
         }
     }
 
     async fn rollout(&self, id: &RolloutId) {
         loop {
-            match self.assignments.advance(id, clock::now()).await {
+            match self.parts.assignments.advance(id, clock::now()).await {
                 Ok(devices) if devices.is_empty() => return,
-                Ok(devices) => self.devices(&devices).await,
-                Err(AssignError::Store(crate::store::StoreError::StaleRevision { .. })) => {}
+                Ok(devices) => self.devices(devices).await,
+                Err(AssignError::Store(StoreError::StaleRevision { .. })) => {}
                 Err(error) => {
-                    // Stays unfinished in the store; the next start, or the next order, goes on.
                     tracing::error!(rollout = %id, %error, "rollout.advance");
+                    self.stalled.lock().insert(id.clone());
                     return;
                 }
             }
         }
     }
 
-    async fn devices(&self, devices: &[DeviceId]) {
-        for device in devices {
-            self.hand_out.send(device, &self.reason(device), false).await;
-        }
+    async fn devices(&self, devices: Vec<DeviceId>) {
+        stream::iter(devices)
+            .for_each_concurrent(AT_A_TIME, |device| async move {
+                // It may have left while a rollout was being written, or just before the last stop.
+                let known = self.parts.fleet.device(&device);
+                if known.as_ref().is_ok_and(|known| known.device.state == DeviceState::Removed) {
+                    return self.removed(&device).await;
+                }
+                // What the device itself said last, so that a change still answers its nonce.
+                let report = known.ok().and_then(|known| known.status.reported.clone());
+                let reason = report.map_or_else(Reason::default, |report| Reason {
+                    reported: Some(report.generation),
+                    nonce: report.nonce,
+                });
+                self.parts.hand_out.send(&device, &reason, false).await;
+            })
+            .await;
     }
 
-    async fn everybody(&self) {
-        match self.hand_out.states().wanted_devices().await {
-            Ok(devices) => self.devices(&devices).await,
-            Err(error) => tracing::error!(%error, "desired.list"),
-        }
-    }
-
-    async fn renew(&self) {
-        match self.hand_out.states().expiring(clock::now()).await {
-            Ok(devices) => self.devices(&devices).await,
-            Err(error) => tracing::error!(%error, "desired.renew"),
-        }
-    }
-
-    /// What the device itself said last, so that an answer to its nonce is not lost by a change.
-    fn reason(&self, device: &DeviceId) -> Reason {
-        let known = self.fleet.device(device).ok();
-        match known.as_ref().and_then(|known| known.status.reported.as_ref()) {
-            Some(report) => Reason { reported: Some(report.generation), nonce: report.nonce.clone() },
-            None => Reason::default(),
+    /// Intents go last: while they are there, the next start comes back to this.
+    async fn removed(&self, device: &DeviceId) {
+        let DriverParts { assignments, hand_out, blocks, findings, .. } = &self.parts;
+        blocks.forget(device);
+        hand_out.clear(device).await;
+        let done = async {
+            assignments.removed(device, clock::now()).await?;
+            findings.forget(device).await?;
+            hand_out.states().forget(device).await
+        };
+        if let Err(error) = done.await {
+            tracing::error!(%device, %error, "device.forget");
         }
     }
 }

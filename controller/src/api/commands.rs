@@ -5,7 +5,7 @@ use super::{
     operations::Operations,
     problem::Problem,
 };
-use crate::commands::CommandError;
+use crate::{broker::BrokerError, commands::CommandError};
 use axum::{Json, extract::State, http::StatusCode};
 use edgefleet_shared::{
     ids::DeviceId,
@@ -53,7 +53,7 @@ async fn send_command(
     ApiPath(device): ApiPath<DeviceId>,
     ApiJson(command): ApiJson<NewCommand>,
 ) -> Result<Json<CommandDone>, Problem> {
-    operations.fleet.device(&device)?;
+    operations.fleet.enrolled_device(&device)?;
     let started = std::time::Instant::now();
     operations.commands.send(&device, command.action).await?;
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -72,7 +72,7 @@ pub struct NewLabels {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LabelsTaken {
     pub accepted: usize,
-    /// Of devices this fleet does not have.
+    /// Of devices this fleet does not have, or not any more.
     pub unknown_device: usize,
 }
 
@@ -94,7 +94,7 @@ async fn post_labels(
     }
     let mut taken = LabelsTaken { accepted: 0, unknown_device: 0 };
     for (device, labels) in by_device {
-        if operations.fleet.device(&device).is_err() {
+        if operations.fleet.enrolled_device(&device).is_err() {
             taken.unknown_device += labels.len();
             continue;
         }
@@ -112,6 +112,9 @@ impl From<CommandError> for Problem {
             }
             CommandError::Refused { .. } => {
                 Self::new(StatusCode::CONFLICT, "device-refused-command", error.to_string())
+            }
+            CommandError::Broker(BrokerError::Offline | BrokerError::Busy { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker-unreachable", error.to_string())
             }
             CommandError::Sign(_) | CommandError::Broker(_) => Self::internal(&error),
         }

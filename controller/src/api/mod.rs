@@ -11,6 +11,7 @@ pub mod commands;
 mod device_routes;
 mod devices;
 pub mod extract;
+mod findings;
 pub mod https;
 mod invites;
 pub mod metrics;

@@ -1,9 +1,10 @@
 //! What the routes about running things share.
 
-use super::{commands, rollouts, telemetry};
+use super::{commands, findings, rollouts, telemetry};
 use crate::{
-    assignments::Assignments, commands::Commands, driver::DriverHandle, fleet::Fleet, ingest::IngestTotals,
-    link::EventTotals, registry::Registry, store::FleetStore, transfer::BlockServer,
+    assignments::Assignments, commands::Commands, desired::DesiredStates, driver::DriverHandle,
+    findings::Findings, fleet::Fleet, ingest::IngestTotals, link::EventTotals, registry::Registry,
+    store::FleetStore, transfer::BlockServer,
 };
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,13 +19,16 @@ pub struct Operations {
     pub blocks: Arc<BlockServer>,
     pub ingest: Arc<IngestTotals>,
     pub events: Arc<EventTotals>,
+    pub findings: Arc<Findings>,
+    pub states: DesiredStates,
 }
 
-/// Rollouts, telemetry, labels and commands.
+/// Rollouts, telemetry, labels, commands and findings.
 pub fn routes(operations: Arc<Operations>) -> OpenApiRouter {
     OpenApiRouter::new()
         .merge(rollouts::routes())
         .merge(telemetry::routes())
         .merge(commands::routes())
+        .merge(findings::routes())
         .with_state(operations)
 }

@@ -2,7 +2,7 @@
 
 use super::{
     access::Caller,
-    extract::{ApiJson, ApiPath, Pairs},
+    extract::{ApiJson, ApiPath, Pairs, cursor},
     operations::Operations,
     problem::Problem,
     views::Listing,
@@ -140,16 +140,19 @@ fn rollout_id(now: edgefleet_shared::time::Timestamp) -> Result<RolloutId, Probl
     format!("r-{time}-{random:04x}").parse().map_err(|error| Problem::internal(&error))
 }
 
-/// All rollouts, oldest first.
+/// Rollouts, oldest first.
 #[utoipa::path(get, path = "/api/v1/rollouts", tag = "rollouts", security(("bearer" = ["read"])),
-    responses((status = 200, description = "All rollouts", body = Listing<Object>)))]
+    params(("cursor" = Option<String>, Query), ("limit" = Option<usize>, Query, description = "1 to 1,000")),
+    responses((status = 200, description = "One page", body = Listing<Object>)))]
 async fn list_rollouts(
     State(operations): State<Arc<Operations>>,
     query: Pairs,
 ) -> Result<Json<Listing<RolloutRecord>>, Problem> {
-    query.only(&[])?;
-    let items = operations.assignments.list().await.map_err(FleetError::from)?;
-    Ok(Json(Listing { items, next: None }))
+    query.only(&["cursor", "limit"])?;
+    let (after, limit) = query.page::<RolloutId>()?;
+    let page = operations.assignments.page(after, limit).await.map_err(FleetError::from)?;
+    let items = page.entries.into_iter().map(|(_, rollout)| rollout.value).collect();
+    Ok(Json(Listing { items, next: page.next.map(|id| cursor(&id)) }))
 }
 
 /// One rollout with its counts.
@@ -163,17 +166,25 @@ async fn show_rollout(
     Ok(Json(operations.assignments.show(&id).await?))
 }
 
-/// Every device of a rollout and how its attempt stands.
+/// The devices of a rollout and how the attempt of each stands.
 #[utoipa::path(get, path = "/api/v1/rollouts/{id}/attempts", tag = "rollouts", security(("bearer" = ["read"])),
-    params(("id" = String, Path)),
-    responses((status = 200, description = "All attempts", body = Listing<Object>)))]
+    params(("id" = String, Path), ("cursor" = Option<String>, Query),
+        ("limit" = Option<usize>, Query, description = "1 to 1,000")),
+    responses((status = 200, description = "One page", body = Listing<Object>)))]
 async fn list_attempts(
     State(operations): State<Arc<Operations>>,
     ApiPath(id): ApiPath<RolloutId>,
+    query: Pairs,
 ) -> Result<Json<Listing<AttemptRecord>>, Problem> {
+    query.only(&["cursor", "limit"])?;
+    let (after, limit) = query.page::<DeviceId>()?;
     operations.assignments.show(&id).await?;
-    let items = operations.assignments.attempts(&id).await.map_err(FleetError::from)?;
-    Ok(Json(Listing { items, next: None }))
+    let mut items =
+        operations.assignments.attempts(&id, after.as_ref(), limit + 1).await.map_err(FleetError::from)?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|last| cursor(last.device.as_str()));
+    Ok(Json(Listing { items, next }))
 }
 
 impl From<AssignError> for Problem {

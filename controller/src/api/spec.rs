@@ -19,6 +19,10 @@ use utoipa::{
         (name = "invites", description = "How devices come in"),
         (name = "people", description = "Tokens and the audit log"),
         (name = "device", description = "What devices call"),
+        (name = "models", description = "Bundles and their blobs"),
+        (name = "rollouts", description = "Which devices get which bundle"),
+        (name = "telemetry", description = "What devices counted, and labels"),
+        (name = "findings", description = "What a person has to look at"),
         (name = "system", description = "Health, metrics, version"),
     )
 )]

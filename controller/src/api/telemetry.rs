@@ -8,7 +8,7 @@ use super::{
 use crate::{
     fleet::FleetError,
     ingest::{AGGREGATE, Aggregate, DEVICE_TELEMETRY, DeviceTelemetry},
-    store::Repository,
+    store::{Repository, Scan},
     transfer::TransferTotals,
 };
 use axum::{
@@ -21,9 +21,12 @@ use edgefleet_shared::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// Aggregates in memory while they are added up: a few MB.
+const BUCKETS_AT_A_TIME: usize = 500;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Operations>> {
     OpenApiRouter::new()
@@ -104,27 +107,26 @@ async fn bundle_telemetry(
         name.parse().map_err(|error| Problem::bad_request("path-invalid", format!("{error}")))?;
     let repository = Repository::<Aggregate>::new(operations.store.clone(), AGGREGATE);
     let prefix = format!("{bundle}/primary/");
-    let found = repository.list_all(&prefix).await.map_err(FleetError::from)?;
     let mut sum = Aggregate::default();
     let mut buckets = Vec::new();
-    for (id, aggregate) in found {
-        let Some(start) = id.strip_prefix(&prefix).and_then(|text| text.parse::<Timestamp>().ok()) else {
-            continue;
-        };
-        if since.is_some_and(|since| start < since) || until.is_some_and(|until| start >= until) {
-            continue;
+    // Ids sort by time and carry it; a page at a time, because a bundle may have years of buckets.
+    let before = since.map(|since| format!("{prefix}{}", since - Duration::from_millis(1)));
+    let mut scan = Scan { prefix: Some(prefix.clone()), after: before, limit: BUCKETS_AT_A_TIME };
+    let mut ended = false;
+    while !ended {
+        let page = repository.list(scan.clone()).await.map_err(FleetError::from)?;
+        ended = page.next.is_none();
+        scan.after = page.next;
+        for (id, aggregate) in page.entries {
+            let Some(start) = id.strip_prefix(&prefix).and_then(|text| text.parse::<Timestamp>().ok()) else {
+                continue;
+            };
+            if until.is_some_and(|until| start >= until) {
+                ended = true;
+                break;
+            }
+            add(&mut sum, &mut buckets, start, aggregate.value);
         }
-        let part = aggregate.value;
-        let labels = part.all_labels();
-        buckets.push(BucketView {
-            start,
-            requests: part.counts.requests,
-            failed: part.counts.requests.saturating_sub(part.counts.ok),
-            p95_ms: LatencyView::of(&part.latency.total).p95,
-            labels: labels.matched,
-            accuracy: labels.accuracy(),
-        });
-        sum.merge(&part);
     }
     let labels = sum.all_labels();
     Ok(Json(BundleTelemetry {
@@ -139,6 +141,19 @@ async fn bundle_telemetry(
         classes: sum.classes,
         buckets,
     }))
+}
+
+fn add(sum: &mut Aggregate, buckets: &mut Vec<BucketView>, start: Timestamp, part: Aggregate) {
+    let labels = part.all_labels();
+    buckets.push(BucketView {
+        start,
+        requests: part.counts.requests,
+        failed: part.counts.requests.saturating_sub(part.counts.ok),
+        p95_ms: LatencyView::of(&part.latency.total).p95,
+        labels: labels.matched,
+        accuracy: labels.accuracy(),
+    });
+    sum.merge(&part);
 }
 
 /// What one device served.

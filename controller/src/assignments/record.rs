@@ -19,6 +19,9 @@ pub const ATTEMPT: Kind = Kind::new("attempt");
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
     pub id: RolloutId,
+    /// Counts up with every rollout, unlike the clock in the id: of two for one slot the higher holds.
+    #[serde(default)]
+    pub seq: u64,
     pub slot: SlotName,
     pub bundle: BundleName,
     pub release: EnvelopeDigest,
@@ -41,6 +44,9 @@ pub enum RolloutState {
     Assigning {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<DeviceId>,
+        /// How many that are.
+        #[serde(default)]
+        assigned: u64,
     },
     /// Every device has its desired state or gets it when it connects.
     Running,
@@ -161,6 +167,7 @@ mod tests {
     fn rollout(total: u64) -> RolloutRecord {
         RolloutRecord {
             id: "r-1".parse().unwrap(),
+            seq: 1,
             slot: "digits".parse().unwrap(),
             bundle: "digits@1".parse().unwrap(),
             release: EnvelopeDigest::of(b""),

@@ -11,25 +11,21 @@ use crate::{
 use async_trait::async_trait;
 use edgefleet_shared::{ids::DeviceId, selector::Selector};
 
-const PAGE: usize = 10_000;
-
 #[async_trait]
 impl Roster for Fleet {
-    async fn select(&self, selectors: &[Selector]) -> Result<Vec<DeviceId>, StoreError> {
-        let mut selected = Vec::new();
-        let mut query = DeviceQuery {
+    async fn select(
+        &self,
+        selectors: &[Selector],
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        let query = DeviceQuery {
             selectors: selectors.to_vec(),
             state: Some(DeviceState::Enrolled),
-            after: None,
-            limit: PAGE,
+            after: after.cloned(),
+            limit,
         };
-        loop {
-            let page = self.list_devices(&query);
-            selected.extend(page.items.iter().map(|known| known.device.id.clone()));
-            match page.next.and(selected.last()) {
-                Some(last) => query.after = Some(last.clone()),
-                None => return Ok(selected),
-            }
-        }
+        let page = self.list_devices(&query);
+        Ok(page.items.iter().map(|known| known.device.id.clone()).collect())
     }
 }

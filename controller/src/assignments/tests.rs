@@ -21,8 +21,14 @@ struct Numbered(usize);
 
 #[async_trait]
 impl Roster for Numbered {
-    async fn select(&self, _: &[Selector]) -> Result<Vec<DeviceId>, StoreError> {
-        Ok((0..self.0).map(|n| format!("dev-{n:05}").parse().expect("a device id")).collect())
+    async fn select(
+        &self,
+        _: &[Selector],
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Result<Vec<DeviceId>, StoreError> {
+        let all = (0..self.0).map(|n| format!("dev-{n:05}").parse().expect("a device id"));
+        Ok(all.filter(|device| after.is_none_or(|after| device > after)).take(limit).collect())
     }
 }
 
@@ -96,10 +102,10 @@ async fn an_interrupted_assignment_goes_on_where_its_cursor_stands() {
 
 #[tokio::test]
 async fn many_devices_need_a_confirmation_and_an_empty_selection_is_an_error() {
-    let bench = Bench::new().await;
     for (devices, confirmed, wanted) in
         [(0, true, "no enrolled device"), (11, false, "11 devices"), (10, false, ""), (11, true, "")]
     {
+        let bench = Bench::new().await;
         let mut asked = request("digits@1");
         asked.confirmed = confirmed;
         let answer = bench.service(devices).start(asked, id(&format!("r-{devices}-{confirmed}")), NOW).await;
@@ -126,8 +132,49 @@ async fn a_running_rollout_is_superseded_only_when_told_so() {
     assert_eq!(first.state, RolloutState::Superseded { by: id("r-2") });
     assert_eq!(first.counts.superseded, 3);
     assert!(bench.intents().await.iter().all(|intent| intent.active.bundle.counter == 2));
-    let devices = service.attempts(&id("r-2")).await.expect("attempts");
+    let devices = service.attempts(&id("r-2"), None, 10).await.expect("attempts");
     service.removed(&devices[0].device, NOW).await.expect("removed");
     assert_eq!(service.show(&id("r-2")).await.expect("rollout").counts.removed, 1);
     bench.audit.verify().await.expect("an unbroken audit chain");
+}
+
+#[tokio::test]
+async fn a_rollout_that_is_still_being_written_is_in_the_way_of_another() {
+    let bench = Bench::new().await;
+    let service = bench.service(700);
+    service.start(request("digits@1"), id("r-1"), NOW).await.expect("started");
+    let refused = service.start(request("digits@2"), id("r-2"), NOW).await;
+    assert!(matches!(refused, Err(AssignError::Conflict { devices: 700, .. })), "{refused:?}");
+    service.advance(&id("r-1"), NOW).await.expect("chunk");
+    let refused = service.start(request("digits@2"), id("r-2"), NOW).await;
+    assert!(matches!(refused, Err(AssignError::Conflict { devices: 700, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn of_two_starts_at_once_one_finds_the_devices_taken() {
+    let bench = Bench::new().await;
+    let service = bench.service(3);
+    let (a, b) = (id("r-1"), id("r-2"));
+    let (one, two) =
+        tokio::join!(service.start(request("digits@1"), a, NOW), service.start(request("digits@2"), b, NOW));
+    assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+}
+
+/// Whatever the clock in the ids says and whichever is carried out first.
+#[tokio::test]
+async fn a_rollout_that_was_cut_off_takes_no_device_back_from_a_later_one() {
+    let bench = Bench::new().await;
+    let service = bench.service(600);
+    service.start(request("digits@1"), id("r-9"), NOW).await.expect("started");
+    service.advance(&id("r-9"), NOW).await.expect("500 of 600");
+    let mut second = request("digits@2");
+    second.supersede = true;
+    service.start(second, id("r-1"), NOW).await.expect("started");
+    while !service.advance(&id("r-1"), NOW).await.expect("chunk").is_empty() {}
+    assert_eq!(service.advance(&id("r-9"), NOW).await.expect("the rest").len(), 100);
+    assert!(bench.intents().await.iter().all(|intent| intent.active.bundle.counter == 2));
+    let first = service.show(&id("r-9")).await.expect("rollout");
+    assert_eq!((first.counts.total, first.counts.superseded, first.is_open()), (600, 600, false));
+    let second = service.show(&id("r-1")).await.expect("rollout");
+    assert_eq!((second.counts.total, second.counts.finished()), (600, 0));
 }

@@ -228,6 +228,10 @@ impl Broker for EmbeddedBroker {
         BrokerKind::Embedded
     }
 
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.is_cancelled() { Err("the broker is stopping".into()) } else { Ok(()) }
+    }
+
     fn connected(&self) -> Option<usize> {
         Some(self.hub.registry.connected())
     }

@@ -275,6 +275,13 @@ impl Broker for ExternalBroker {
         BrokerKind::External
     }
 
+    fn ready(&self) -> Result<(), String> {
+        match &*self.shared.client.load() {
+            Some(_) => Ok(()),
+            None => Err(BrokerError::Offline.to_string()),
+        }
+    }
+
     fn connected(&self) -> Option<usize> {
         None
     }

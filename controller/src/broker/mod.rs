@@ -219,6 +219,12 @@ pub trait Broker: Send + Sync {
 
     fn kind(&self) -> BrokerKind;
 
+    /// Whether devices can be reached now.
+    ///
+    /// # Errors
+    /// Why not, for the log.
+    fn ready(&self) -> Result<(), String>;
+
     /// Devices connected now; `None` where only the broker knows.
     fn connected(&self) -> Option<usize>;
 }

@@ -108,7 +108,8 @@ impl Context {
     pub fn print<T: Serialize>(&self, value: &T, table: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         let text = match self.output {
             Output::Json => serde_json::to_string_pretty(value)?,
-            Output::Table => table(value),
+            // Much of it is what devices and models say of themselves; a terminal must not obey it.
+            Output::Table => table(value).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"),
         };
         let mut out = io::stdout().lock();
         writeln!(out, "{}", text.trim_end())?;

@@ -1,10 +1,13 @@
 //! `edgefleet device`: who is in the fleet, and how devices come and go.
 
-use super::{context::Context, failure::Failure, table};
-use crate::api::{
-    commands::{CommandDone, NewCommand},
-    telemetry::DeviceTelemetryView,
-    views::{DeviceChange, DeviceView, InviteRequest, InviteView, Listing, NewInviteView, RemovedDevice},
+use super::{context::Context, failure::Failure, finding, table};
+use crate::{
+    api::{
+        commands::{CommandDone, NewCommand},
+        telemetry::DeviceTelemetryView,
+        views::{DeviceChange, DeviceView, InviteRequest, InviteView, Listing, NewInviteView, RemovedDevice},
+    },
+    findings::Finding,
 };
 use clap::{Args, Subcommand};
 use edgefleet_shared::{
@@ -162,8 +165,10 @@ impl DeviceCommand {
                 let device: DeviceView = client.get(&format!("/api/v1/devices/{}", args.device)).await?;
                 let telemetry: DeviceTelemetryView =
                     client.get(&format!("/api/v1/devices/{}/telemetry", args.device)).await?;
-                let both = Shown { device, telemetry };
-                context.print(&both, |both| show(both))
+                let path = format!("/api/v1/findings?device={}", args.device);
+                let findings: Listing<Finding> = client.get(&path).await?;
+                let all = Shown { device, telemetry, findings: findings.items };
+                context.print(&all, show)
             }
             Self::Label(args) => {
                 let change = DeviceChange { name: None, labels: args.labels.into_iter().collect() };
@@ -257,6 +262,7 @@ struct Shown {
     #[serde(flatten)]
     device: DeviceView,
     telemetry: DeviceTelemetryView,
+    findings: Vec<Finding>,
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {
@@ -361,6 +367,9 @@ fn show(both: &Shown) -> String {
             ms(bundle.latency_ms.p95),
             bundle.labels.matched,
         ));
+    }
+    if !both.findings.is_empty() {
+        lines.push(format!("\n{}", finding::brief(&both.findings)));
     }
     lines.join("\n")
 }

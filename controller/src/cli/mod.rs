@@ -8,6 +8,7 @@ pub mod context;
 pub mod demo;
 pub mod device;
 pub mod failure;
+pub mod finding;
 pub mod keys;
 pub mod model;
 pub mod people;
@@ -53,6 +54,8 @@ enum Command {
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
+    /// What a person has to look at
+    Finding(Remote<finding::FindingCommand>),
     /// API tokens
     Token(Remote<people::TokenCommand>),
     /// Who changed what
@@ -111,6 +114,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
         Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

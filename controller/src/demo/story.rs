@@ -209,7 +209,7 @@ async fn assign(stage: &Stage, console: &mut Console, bundle: &str) -> Result<Ve
     let started = Instant::now();
     let rollout = start_rollout(stage, bundle).await?;
     let mut took: BTreeMap<String, f64> = BTreeMap::new();
-    let path = format!("/api/v1/rollouts/{rollout}/attempts");
+    let path = format!("/api/v1/rollouts/{rollout}/attempts?limit=1000");
     let attempts = loop {
         let attempts = stage.get(&path).await?;
         let all = attempts["items"].as_array().cloned().unwrap_or_default();
@@ -295,7 +295,7 @@ async fn refused_by_all(stage: &Stage, console: &mut Console, bundle: &str) -> R
             FLEET_LIMIT,
             async |stage| console.refresh(stage).await,
             async |stage| {
-                let attempts = stage.get(&format!("/api/v1/rollouts/{rollout}/attempts")).await?;
+                let attempts = stage.get(&format!("/api/v1/rollouts/{rollout}/attempts?limit=1000")).await?;
                 let all = attempts["items"].as_array().cloned().unwrap_or_default();
                 let ended = all.iter().filter(|a| a["attempt"] != "assigned").count();
                 let state = format!("{ended} of {} ended", stage.agents.len());

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     signing::signer::{OnlineKey, SignerError},
-    store::{Expect, FleetStore, Kind, Repository, StoreError, Transaction},
+    store::{Expect, FleetStore, Kind, Repository, Scan, StoreError, Transaction},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 pub const DESIRED: Kind = Kind::new("desired");
+/// Records looked at in one go while searching for those that expire.
+const EXPIRY_PAGE: usize = 500;
 
 /// The last signed desired state of a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub struct DesiredRecord {
     pub desired: Desired,
     /// Base64 of the envelope's exact bytes.
     pub envelope: String,
-    /// Set while the device's claims are not believed; a person clears it by re-enrolling.
+    /// Set while the device's claims are not believed, until [`DesiredStates::believe`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
 }
@@ -82,10 +84,29 @@ impl DesiredStates {
 
     /// Devices that somebody wants something of.
     pub async fn wanted_devices(&self) -> Result<Vec<DeviceId>, StoreError> {
-        let mut devices: Vec<_> =
-            self.intents.list_all("").await?.into_iter().map(|(_, intent)| intent.value.device).collect();
-        devices.dedup(); // ids start with the device, so equal ones are neighbours
-        Ok(devices)
+        let mut devices = Vec::new();
+        let mut scan = Scan::all();
+        loop {
+            let page = self.intents.list(scan.clone()).await?;
+            devices.extend(page.entries.into_iter().map(|(_, intent)| intent.value.device));
+            devices.dedup(); // ids start with the device, so equal ones are neighbours
+            match page.next {
+                Some(next) => scan.after = Some(next),
+                None => return Ok(devices),
+            }
+        }
+    }
+
+    /// Ends a quarantine. A device that still claims the impossible is quarantined again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn believe(&self, device: &DeviceId) -> Result<(), StoreError> {
+        let change = |record| DesiredRecord { quarantined: None, ..record };
+        match self.records.update(device.as_str(), change).await {
+            Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Brings the desired state of `device` up to date with its intents and returns it; `None` if
@@ -162,13 +183,19 @@ impl DesiredStates {
 
     /// Devices whose desired state runs out within the renewal time.
     pub async fn expiring(&self, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
-        let all = self.records.list_all("").await?;
         let soon = now + super::decide::RENEW_BEFORE;
-        Ok(all
-            .into_iter()
-            .filter(|(_, record)| record.value.desired.expires <= soon)
-            .map(|(_, record)| record.value.desired.device)
-            .collect())
+        let mut devices = Vec::new();
+        // Small pages: each record carries a whole envelope.
+        let mut scan = Scan::all().limit(EXPIRY_PAGE);
+        loop {
+            let page = self.records.list(scan.clone()).await?;
+            let due = page.entries.into_iter().filter(|(_, record)| record.value.desired.expires <= soon);
+            devices.extend(due.map(|(_, record)| record.value.desired.device));
+            match page.next {
+                Some(next) => scan.after = Some(next),
+                None => return Ok(devices),
+            }
+        }
     }
 
     /// Forgets a removed device.

@@ -167,6 +167,20 @@ impl Fleet {
         self.index.get(id).ok_or_else(|| FleetError::NoDevice(id.clone()))
     }
 
+    /// A device that may be told something.
+    ///
+    /// # Errors
+    /// [`FleetError::NoDevice`], or the one of the state that it is in.
+    pub fn enrolled_device(&self, id: &DeviceId) -> Result<Known, FleetError> {
+        let known = self.device(id)?;
+        match known.device.state {
+            DeviceState::Enrolled => Ok(known),
+            DeviceState::Pending => Err(FleetError::Pending(id.clone())),
+            DeviceState::Denied => Err(FleetError::Denied(id.clone())),
+            DeviceState::Removed => Err(FleetError::Removed(id.clone())),
+        }
+    }
+
     /// One page of devices in the order of their ids, from memory.
     pub fn list_devices(&self, query: &DeviceQuery) -> Page<Known> {
         let keep = |known: &Known| {

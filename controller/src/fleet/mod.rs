@@ -87,17 +87,6 @@ pub trait Sessions: Send + Sync {
     async fn revoke(&self, device: &DeviceId) -> Result<(), Cause>;
 }
 
-/// A broker of either kind.
-#[async_trait]
-impl Sessions for Arc<dyn crate::broker::Broker> {
-    async fn kick(&self, device: &DeviceId) -> Result<(), Cause> {
-        Ok(crate::broker::Broker::kick(&**self, device).await?)
-    }
-    async fn revoke(&self, device: &DeviceId) -> Result<(), Cause> {
-        Ok(crate::broker::Broker::revoke(&**self, device).await?)
-    }
-}
-
 /// Where devices find this controller; known once the listeners have their ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoints {

@@ -60,9 +60,13 @@ impl LabelTotals {
     }
 }
 
-/// Adds `n` under `key`, or under `other` once the map is full.
+/// Longest key, bytes: a device may claim any, and what it claims stays in the document of a bundle.
+const MAX_KEY_BYTES: usize = 128;
+
+/// Adds `n` under `key`, or under `other` if that is too long or the map is full.
 fn add_bounded(map: &mut BTreeMap<String, u64>, key: &str, n: u64) {
-    let key = if map.contains_key(key) || map.len() < MAX_KEYS { key } else { "other" };
+    let fits = key.len() <= MAX_KEY_BYTES && (map.contains_key(key) || map.len() < MAX_KEYS);
+    let key = if fits { key } else { "other" };
     let entry = map.entry(key.to_owned()).or_default();
     *entry = entry.saturating_add(n);
 }
@@ -144,5 +148,8 @@ mod tests {
         }
         assert!(map.len() <= MAX_KEYS + 1);
         assert!(map.contains_key("other"));
+        let mut map = BTreeMap::new();
+        add_bounded(&mut map, &"x".repeat(1 << 20), 1);
+        assert_eq!(map, BTreeMap::from([("other".to_owned(), 1)]));
     }
 }

@@ -25,6 +25,9 @@ impl Surroundings for Around {
     async fn is_known(&self, bundle: &BundleName) -> bool {
         bundle.to_string() == "digits@1"
     }
+    fn is_isolated(&self, device: &DeviceId) -> bool {
+        device.as_str() == "dev-shared"
+    }
     async fn acknowledge(&self, device: &DeviceId, ack: Ack) {
         let _ = self.0.send((device.clone(), ack));
     }
@@ -133,4 +136,57 @@ async fn a_full_queue_turns_messages_away_instead_of_growing() {
     let message = batch("dev-1", vec![(1, labels(1, 1))]);
     let taken = (0..5_000).take_while(|_| queue.offer(&device, &message).is_ok()).count();
     assert!((1..5_000).contains(&taken), "{taken}");
+}
+
+/// Windows of `n` distinct buckets, each with sketches as large as they get: more than one transaction
+/// may hold.
+fn hoard(device: &str) -> Vec<u8> {
+    let mut total = Sketch::default();
+    (0..3_000u64).for_each(|n| total.record_us((1.02f64.powi(n as i32 % 1_000) as u64).max(1) * 7));
+    let records = (1..=256).map(|seq| {
+        let RecordBody::Window(mut window) = window("digits@1", 1) else { unreachable!("a window") };
+        window.wall_start = at() - std::time::Duration::from_secs(300 * seq);
+        window.latency = Latency { total: total.clone(), queue: total.clone(), infer: total.clone() };
+        window.classes = (0..128).map(|n| (format!("{n:0>120}"), 1)).collect();
+        (seq, RecordBody::Window(window))
+    });
+    batch(device, records.collect())
+}
+
+#[tokio::test]
+async fn one_device_whose_message_cannot_be_stored_does_not_keep_others_from_being_acknowledged() {
+    let dir = tempfile::tempdir().expect("temp");
+    let (store, _) = SledStore::open(SledConfig::new(dir.path().join("s"))).await.expect("store");
+    let (sender, mut acks) = mpsc::unbounded_channel();
+    let (worker, queue) = Ingest::new(Arc::new(store), Arc::new(Around(sender)));
+    let totals = worker.totals();
+    let hostile: DeviceId = "dev-hostile".parse().expect("device");
+    let honest: DeviceId = "dev-1".parse().expect("device");
+    queue.offer(&hostile, &hoard("dev-hostile")).expect("room");
+    queue.offer(&honest, &batch("dev-1", vec![(1, window("digits@1", 10))])).expect("room");
+    drop(queue);
+    worker.run().await;
+    let mut told = Vec::new();
+    while let Ok((who, _)) = acks.try_recv() {
+        told.push(who);
+    }
+    assert_eq!(told, [honest]);
+    assert_eq!(totals.refused.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn windows_of_a_shared_identity_are_acknowledged_and_are_no_evidence() {
+    let dir = tempfile::tempdir().expect("temp");
+    let (store, _) = SledStore::open(SledConfig::new(dir.path().join("s"))).await.expect("store");
+    let store: Arc<dyn FleetStore> = Arc::new(store);
+    let (sender, mut acks) = mpsc::unbounded_channel();
+    let (worker, queue) = Ingest::new(store.clone(), Arc::new(Around(sender)));
+    let shared: DeviceId = "dev-shared".parse().expect("device");
+    let message = batch("dev-shared", vec![(1, window("digits@1", 10)), (2, labels(10, 1))]);
+    queue.offer(&shared, &message).expect("room");
+    drop(queue);
+    worker.run().await;
+    assert_eq!(acks.try_recv().expect("an acknowledgement").1.boots[0].contiguous, 2);
+    let aggregates = Repository::<Aggregate>::new(store, AGGREGATE).list_all("").await.expect("aggregates");
+    assert!(aggregates.is_empty(), "{aggregates:?}");
 }

@@ -8,12 +8,12 @@ use super::{
 use crate::{
     assignments::{ATTEMPT, AttemptRecord, ROLLOUT, RolloutRecord, attempt_id},
     clock,
-    store::{Expect, FleetStore, Repository, Revision, StoreError, Transaction, Versioned},
+    store::{Expect, FleetStore, Repository, Retry, Revision, StoreError, Transaction, Versioned},
 };
 use async_trait::async_trait;
 use edgefleet_shared::{
     ids::{BootId, BundleName, DeviceId, RolloutId},
-    telemetry::{Ack, RecordBody, Role, TelemetryBatch, TerminalReport},
+    telemetry::{Ack, RecordBody, Role, TelemetryBatch, TerminalReport, batch::MAX_BATCH_BYTES},
     time::Timestamp,
 };
 use std::{
@@ -24,8 +24,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+/// What the waiting messages may hold, unpacked, bytes: a small message may unpack to 2 MiB.
+const QUEUE_BYTES: usize = 64 << 20;
 /// Messages that may wait. Beyond it the oldest rule of the protocol holds: no acknowledgement, so
 /// the device keeps the records and sends them again.
 const QUEUE: usize = 1_024;
@@ -41,6 +43,9 @@ const AHEAD: Duration = Duration::from_secs(3_600);
 pub trait Surroundings: Send + Sync {
     /// Whether the registry has this bundle: others are not aggregated.
     async fn is_known(&self, bundle: &BundleName) -> bool;
+    /// Whether nobody knows who speaks for this device; its windows are stored as its own and are no
+    /// evidence about a bundle.
+    fn is_isolated(&self, device: &DeviceId) -> bool;
     /// Sends an acknowledgement; lost ones are repeated when the device repeats its records.
     async fn acknowledge(&self, device: &DeviceId, ack: Ack);
 }
@@ -58,8 +63,15 @@ pub struct IngestTotals {
 /// Where the link puts telemetry. Cheap to clone.
 #[derive(Clone)]
 pub struct IngestQueue {
-    sender: mpsc::Sender<TelemetryBatch>,
+    sender: mpsc::Sender<Waiting>,
+    bytes: Arc<Semaphore>,
     totals: Arc<IngestTotals>,
+}
+
+/// A message and its part of [`QUEUE_BYTES`].
+struct Waiting {
+    batch: TelemetryBatch,
+    _bytes: OwnedSemaphorePermit,
 }
 
 /// The queue is full: nothing was taken, the device will send again.
@@ -73,6 +85,12 @@ impl IngestQueue {
     /// # Errors
     /// [`Overloaded`] if the worker does not keep up.
     pub fn offer(&self, device: &DeviceId, payload: &[u8]) -> Result<(), Overloaded> {
+        let overloaded = |_| {
+            self.totals.overloaded.fetch_add(1, Ordering::Relaxed);
+            Overloaded
+        };
+        let share = self.bytes.clone().try_acquire_many_owned(unpacked_bytes(payload));
+        let _bytes = share.map_err(|_| overloaded(()))?;
         let batch = match TelemetryBatch::parse(payload) {
             Ok(batch) if batch.device == *device => batch,
             Ok(batch) => {
@@ -86,16 +104,20 @@ impl IngestQueue {
                 return Ok(());
             }
         };
-        self.sender.try_send(batch).map_err(|_| {
-            self.totals.overloaded.fetch_add(1, Ordering::Relaxed);
-            Overloaded
-        })
+        self.sender.try_send(Waiting { batch, _bytes }).map_err(|_| overloaded(()))
     }
+}
+
+/// What a payload says it unpacks to; one that does not say is taken for the largest.
+fn unpacked_bytes(payload: &[u8]) -> u32 {
+    let claimed = zstd::zstd_safe::get_frame_content_size(payload).ok().flatten();
+    let claimed = claimed.map_or(MAX_BATCH_BYTES, |n| usize::try_from(n).unwrap_or(MAX_BATCH_BYTES));
+    (claimed.min(MAX_BATCH_BYTES) + payload.len()) as u32 // both far below 4 GiB
 }
 
 /// The worker.
 pub struct Ingest {
-    receiver: mpsc::Receiver<TelemetryBatch>,
+    receiver: mpsc::Receiver<Waiting>,
     store: Arc<dyn FleetStore>,
     devices: Repository<DeviceTelemetry>,
     aggregates: Repository<Aggregate>,
@@ -149,7 +171,7 @@ impl Ingest {
             around,
             totals: totals.clone(),
         };
-        (worker, IngestQueue { sender, totals })
+        (worker, IngestQueue { sender, bytes: Arc::new(Semaphore::new(QUEUE_BYTES)), totals })
     }
 
     pub fn totals(&self) -> Arc<IngestTotals> {
@@ -161,16 +183,36 @@ impl Ingest {
         let mut waiting = Vec::with_capacity(MERGE);
         while self.receiver.recv_many(&mut waiting, MERGE).await > 0 {
             self.totals.messages.fetch_add(waiting.len() as u64, Ordering::Relaxed);
-            match self.store_all(&waiting, clock::now()).await {
-                Ok(acks) => {
-                    for (device, ack) in acks {
-                        self.around.acknowledge(&device, ack).await;
+            let batches: Vec<_> = waiting.iter().map(|one| &one.batch).collect();
+            self.settle(&batches).await;
+            waiting.clear();
+        }
+    }
+
+    /// Stores and acknowledges; what cannot be stored together is stored one by one, so that a message
+    /// that never can be is refused alone.
+    async fn settle(&self, batches: &[&TelemetryBatch]) {
+        match self.store_all(batches, clock::now()).await {
+            Ok(acks) => {
+                for (device, ack) in acks {
+                    self.around.acknowledge(&device, ack).await;
+                }
+            }
+            Err(error) if error.retry() != Retry::Never => {
+                // Not acknowledged, so every device keeps its records and sends them again.
+                tracing::error!(%error, messages = batches.len(), "telemetry.store");
+            }
+            Err(error) => match batches {
+                [one] => {
+                    self.totals.refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(device = %one.device, %error, "telemetry.refuse: it cannot be stored");
+                }
+                many => {
+                    for one in many {
+                        Box::pin(self.settle(&[one])).await;
                     }
                 }
-                // Not acknowledged, so every device keeps its records and sends them again.
-                Err(error) => tracing::error!(%error, messages = waiting.len(), "telemetry.store"),
-            }
-            waiting.clear();
+            },
         }
     }
 
@@ -178,7 +220,7 @@ impl Ingest {
     /// assignment that supersedes an attempt) was faster.
     async fn store_all(
         &self,
-        batches: &[TelemetryBatch],
+        batches: &[&TelemetryBatch],
         now: Timestamp,
     ) -> Result<Vec<(DeviceId, Ack)>, StoreError> {
         loop {
@@ -226,6 +268,7 @@ impl Ingest {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let device = &batch.device;
+        let isolated = self.around.is_isolated(device);
         if !work.devices.contains_key(device) {
             let found = self.devices.find_json(device.as_str()).await?;
             let loaded =
@@ -252,6 +295,9 @@ impl Ingest {
                     if let Some(own) = work.devices.get_mut(device) {
                         own.value.add_window(window);
                     }
+                    if isolated {
+                        continue;
+                    }
                     let bucket = plausible_bucket(window.wall_start, now);
                     let id = aggregate_id(&window.bundle, window.role, bucket);
                     self.aggregate(work, id).await?.add_window(window);
@@ -262,6 +308,9 @@ impl Ingest {
                     }
                     if let Some(own) = work.devices.get_mut(device) {
                         own.value.add_labels(labels);
+                    }
+                    if isolated {
+                        continue;
                     }
                     let bucket = plausible_bucket(labels.bucket, now);
                     let id = aggregate_id(&labels.bundle, Role::Primary, bucket);

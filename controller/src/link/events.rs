@@ -1,10 +1,11 @@
 //! Routes what devices say.
 
-use super::{handout::HandOut, takeovers::Takeovers};
+use super::{handout::HandOut, lanes::Lanes, takeovers::Takeovers};
 use crate::{
     broker::{BrokerEvent, Upstream},
     clock,
     desired::Reason,
+    findings::{FindingCode, Findings},
     fleet::Fleet,
     ingest::IngestQueue,
     transfer::BlockServer,
@@ -17,11 +18,15 @@ use edgefleet_shared::{
     topics::{Channel, MAX_PAYLOAD_BYTES},
 };
 use parking_lot::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// Counters for `/metrics`.
 #[derive(Debug, Default)]
@@ -30,6 +35,16 @@ pub struct EventTotals {
     /// Messages that were not what their topic promises.
     pub malformed: AtomicU64,
     pub takeovers: AtomicU64,
+    /// Messages of devices that sent faster than they could be taken.
+    pub shed: AtomicU64,
+}
+
+/// A [`BrokerEvent`] about one device.
+enum DeviceEvent {
+    Message { channel: Channel, payload: Bytes, retained: bool },
+    Connected,
+    Gone(String),
+    Takeover,
 }
 
 /// Everything one event may touch.
@@ -38,6 +53,7 @@ pub struct EventLoop {
     pub hand_out: Arc<HandOut>,
     pub ingest: IngestQueue,
     pub blocks: Arc<BlockServer>,
+    pub findings: Arc<Findings>,
     /// Answers to commands, for whoever waits for one.
     pub replies: broadcast::Sender<Reply>,
     pub totals: Arc<EventTotals>,
@@ -45,35 +61,74 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Runs until the broker stops.
-    pub async fn run(self, mut events: mpsc::Receiver<BrokerEvent>) {
-        while let Some(event) = events.recv().await {
-            self.handle(event).await;
-        }
-    }
-
-    async fn handle(&self, event: BrokerEvent) {
-        match event {
-            BrokerEvent::Message { device, channel, payload, retained } => {
-                self.totals.messages.fetch_add(1, Ordering::Relaxed);
-                self.message(device, channel, payload, retained).await;
-            }
-            // The device's own presence and report follow; they say more.
-            BrokerEvent::Connected { device, .. } => self.fleet.record_seen(&device),
-            BrokerEvent::Disconnected { device, reason, .. } => {
-                self.presence(&device, false, &reason.to_string()).await;
-            }
-            BrokerEvent::Takeover { device } => {
-                self.totals.takeovers.fetch_add(1, Ordering::Relaxed);
-                if self.takeovers.lock().note(&device, clock::now()) {
-                    tracing::error!(%device, "duplicate-identity: two agents use this identity in turns; re-enrol one of them");
+    /// Runs until the broker stops or `stop` is cancelled; what was taken until then is finished.
+    pub async fn run(self, mut events: mpsc::Receiver<BrokerEvent>, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let lanes = {
+            let this = this.clone();
+            Lanes::start(move |device, event| {
+                let this = this.clone();
+                async move { this.handle(device, event).await }
+            })
+        };
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = stop.cancelled() => None,
+            };
+            match event {
+                None => break,
+                Some(BrokerEvent::Upstream(upstream)) => this.upstream(upstream).await,
+                Some(BrokerEvent::Message { device, channel, payload, retained }) => {
+                    this.totals.messages.fetch_add(1, Ordering::Relaxed);
+                    let bytes = payload.len();
+                    let event = DeviceEvent::Message { channel, payload, retained };
+                    if !lanes.put(device.clone(), event, bytes).await {
+                        this.totals.shed.fetch_add(1, Ordering::Relaxed);
+                        tracing::debug!(%device, %channel, "message.shed: the device sends too fast");
+                    }
+                }
+                Some(BrokerEvent::Connected { device, .. }) => {
+                    lanes.put_always(device, DeviceEvent::Connected).await;
+                }
+                Some(BrokerEvent::Disconnected { device, reason, .. }) => {
+                    lanes.put_always(device, DeviceEvent::Gone(reason.to_string())).await;
+                }
+                Some(BrokerEvent::Takeover { device }) => {
+                    lanes.put_always(device, DeviceEvent::Takeover).await;
                 }
             }
-            BrokerEvent::Upstream(Upstream::Up) => {
+        }
+        lanes.finish().await;
+    }
+
+    async fn upstream(&self, upstream: Upstream) {
+        match upstream {
+            Upstream::Up => {
                 tracing::info!("broker.up");
                 self.hand_out.announce_trust().await;
             }
-            BrokerEvent::Upstream(Upstream::Down { reason }) => tracing::warn!(reason, "broker.down"),
+            Upstream::Down { reason } => tracing::warn!(reason, "broker.down"),
+        }
+    }
+
+    async fn handle(&self, device: DeviceId, event: DeviceEvent) {
+        match event {
+            DeviceEvent::Message { channel, payload, retained } => {
+                self.message(device, channel, payload, retained).await;
+            }
+            // The device's own presence and report follow; they say more.
+            DeviceEvent::Connected => self.fleet.record_seen(&device),
+            DeviceEvent::Gone(reason) => self.presence(&device, false, &reason).await,
+            DeviceEvent::Takeover => {
+                self.totals.takeovers.fetch_add(1, Ordering::Relaxed);
+                let now = clock::now();
+                if self.takeovers.lock().note(&device, now) {
+                    let message = "two agents use this identity in turns".to_owned();
+                    let code = FindingCode::DuplicateIdentity;
+                    self.findings.note(&device, code, message, BTreeMap::new(), now).await;
+                }
+            }
         }
     }
 

@@ -5,23 +5,30 @@ use crate::{
     broker::{Broker, Message, Qos},
     clock,
     desired::{DesiredError, DesiredStates, Reason},
+    findings::{FindingCode, Findings},
     signing::trust_store::TrustStore,
 };
 use edgefleet_shared::{
     ids::DeviceId,
     topics::{Channel, TRUST_HEAD},
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub struct HandOut {
     states: DesiredStates,
     broker: Arc<dyn Broker>,
     trust: Arc<TrustStore>,
+    findings: Arc<Findings>,
 }
 
 impl HandOut {
-    pub fn new(states: DesiredStates, broker: Arc<dyn Broker>, trust: Arc<TrustStore>) -> Self {
-        Self { states, broker, trust }
+    pub fn new(
+        states: DesiredStates,
+        broker: Arc<dyn Broker>,
+        trust: Arc<TrustStore>,
+        findings: Arc<Findings>,
+    ) -> Self {
+        Self { states, broker, trust, findings }
     }
 
     pub fn states(&self) -> &DesiredStates {
@@ -32,13 +39,18 @@ impl HandOut {
     ///
     /// Errors are logged here: the next connect, report or pass of the driver tries again.
     pub async fn send(&self, device: &DeviceId, reason: &Reason, always: bool) {
+        if self.findings.isolates(device) {
+            tracing::debug!(%device, "desired.withhold: two agents share this identity");
+            return;
+        }
         let trust_version = self.trust.head().version;
         let outgoing = match self.states.refresh(device, reason, trust_version, clock::now()).await {
             Ok(Some(outgoing)) => outgoing,
             Ok(None) => return,
-            Err(error @ DesiredError::Quarantined { .. }) => {
-                tracing::warn!(%device, %error, "desired.withhold");
-                return;
+            Err(DesiredError::Quarantined { device, reason: why }) => {
+                let numbers = numbers(&[("reported", reason.reported)]);
+                let code = FindingCode::ImpossibleGeneration;
+                return self.findings.note(&device, code, why, numbers, clock::now()).await;
             }
             Err(error) => {
                 tracing::error!(%device, %error, "desired.refresh");
@@ -46,11 +58,14 @@ impl HandOut {
             }
         };
         if outgoing.was_behind {
-            tracing::warn!(
-                %device,
-                generation = outgoing.generation,
-                "controller-state-behind: the device knew a later generation; going on beyond it"
+            let known = reason.reported.unwrap_or_default();
+            let message = format!(
+                "knew generation {known}, the controller an earlier one; it went on with {}",
+                outgoing.generation
             );
+            let numbers = numbers(&[("reported", reason.reported), ("now", Some(outgoing.generation))]);
+            let code = FindingCode::ControllerStateBehind;
+            self.findings.note(device, code, message, numbers, clock::now()).await;
         }
         if !outgoing.changed && !always {
             return;
@@ -94,4 +109,8 @@ impl HandOut {
             }
         }
     }
+}
+
+fn numbers(named: &[(&str, Option<u64>)]) -> BTreeMap<String, u64> {
+    named.iter().filter_map(|(name, number)| Some(((*name).to_owned(), (*number)?))).collect()
 }

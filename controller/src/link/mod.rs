@@ -1,10 +1,11 @@
 //! The controller's end of every device conversation: broker events in, desired states out.
 //!
 //! Level-triggered: whatever a device missed, it gets again when it connects or reports. [`handout`]
-//! sends desired states, [`events`] routes messages; what a device last said lives in the fleet.
+//! sends desired states, [`events`] routes messages, on [`lanes`] so that no device waits for another; what a device last said lives in the fleet.
 
 mod events;
 mod handout;
+mod lanes;
 mod takeovers;
 
 pub use events::{EventLoop, EventTotals};

@@ -2,7 +2,9 @@
 
 use crate::{
     broker::{Broker, Message, Qos},
-    fleet::TrustChain,
+    driver::{DriverHandle, Order},
+    findings::Findings,
+    fleet::{Sessions, TrustChain},
     ingest::Surroundings,
     registry::Registry,
     signing::TrustStore,
@@ -16,10 +18,13 @@ use edgefleet_shared::{
 };
 use std::sync::Arc;
 
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// What ingestion asks of the registry and the broker.
 pub(super) struct Around {
     pub registry: Arc<Registry>,
     pub broker: Arc<dyn Broker>,
+    pub findings: Arc<Findings>,
 }
 
 #[async_trait]
@@ -32,6 +37,10 @@ impl Surroundings for Around {
                 false
             }
         }
+    }
+
+    fn is_isolated(&self, device: &DeviceId) -> bool {
+        self.findings.isolates(device)
     }
 
     async fn acknowledge(&self, device: &DeviceId, ack: Ack) {
@@ -58,5 +67,24 @@ impl TrustChain for Chain {
         let all: Vec<_> = (1..=self.0.head().version).filter_map(|n| self.0.version(n)).collect();
         let from = all.iter().position(|raw| EnvelopeDigest::of(raw) == *pin)?;
         Some(all[from..].iter().map(|raw| raw.to_vec()).collect())
+    }
+}
+
+/// The broker's sessions; the end of a device is also the end of what the controller wants of it.
+pub(super) struct SessionsAndOrders {
+    pub broker: Arc<dyn Broker>,
+    pub orders: DriverHandle,
+}
+
+#[async_trait]
+impl Sessions for SessionsAndOrders {
+    async fn kick(&self, device: &DeviceId) -> Result<(), Cause> {
+        Ok(self.broker.kick(device).await?)
+    }
+    async fn revoke(&self, device: &DeviceId) -> Result<(), Cause> {
+        let ended = self.broker.revoke(device).await;
+        // After the session: what it still said is cleared, too.
+        self.orders.order(Order::Removed(device.clone())).await;
+        Ok(ended?)
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     fleet::{
         Fleet,
         ca::{Ca, Identity},
-        data_dir::write_private,
+        data_dir::write_public,
     },
 };
 use async_trait::async_trait;
@@ -16,6 +16,13 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// How long a reload may take; the removal of a device waits for it.
+const RELOAD_LIMIT: Duration = Duration::from_secs(10);
+/// The list lives for 90 days.
+const REFRESH: Duration = Duration::from_secs(86_400);
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -27,20 +34,37 @@ pub(super) struct Control {
     ca: Arc<Ca>,
     list: PathBuf,
     reload: Option<String>,
+    /// One list at a time: an older one must not be written over a newer.
+    writing: Mutex<()>,
 }
 
 impl Control {
     pub(super) fn new(fleet: Arc<Fleet>, ca: Arc<Ca>, dir: &Path, reload: Option<String>) -> Self {
-        Self { fleet, ca, list: dir.join("broker/ca.crl"), reload }
+        Self { fleet, ca, list: dir.join("broker/ca.crl"), reload, writing: Mutex::new(()) }
     }
 
+    /// Readable by everybody: the broker runs as another user, and a list of refused numbers is no secret.
     pub(super) async fn write_list(&self) -> Result<(), Source> {
+        let _writing = self.writing.lock().await;
         if let Some(folder) = self.list.parent() {
             std::fs::create_dir_all(folder)?;
         }
         let list = self.fleet.revocation_list().await?;
-        write_private(&self.list, list.as_bytes())?;
+        write_public(&self.list, list.as_bytes())?;
         Ok(())
+    }
+
+    /// Writes the list anew once a day until `stop`: one that runs out has the broker refuse everybody.
+    pub(super) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REFRESH) => {}
+                () = stop.cancelled() => return,
+            }
+            if let Err(error) = self.announce().await {
+                tracing::error!(error, "the revocation list could not be renewed");
+            }
+        }
     }
 
     async fn announce(&self) -> Result<(), Source> {
@@ -51,7 +75,10 @@ impl Control {
             );
             return Ok(());
         };
-        let status = tokio::process::Command::new("sh").args(["-c", command]).status().await?;
+        let status = tokio::process::Command::new("sh").args(["-c", command]).kill_on_drop(true).status();
+        let status = tokio::time::timeout(RELOAD_LIMIT, status)
+            .await
+            .map_err(|_| format!("`{command}` did not end within {} s", RELOAD_LIMIT.as_secs()))??;
         if status.success() { Ok(()) } else { Err(format!("`{command}` ended with {status}").into()) }
     }
 }

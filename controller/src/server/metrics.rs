@@ -25,6 +25,11 @@ pub(super) fn add(metrics: &Metrics, operations: &Arc<Operations>, broker: &Arc<
                 "Sessions displaced by the same identity",
                 events.takeovers.load(Relaxed),
             ),
+            (
+                "edgefleet_mqtt_shed_total",
+                "Messages of devices that sent faster than they could be taken",
+                events.shed.load(Relaxed),
+            ),
             ("edgefleet_telemetry_messages_total", "Telemetry messages taken", ingest.messages.load(Relaxed)),
             ("edgefleet_telemetry_records_total", "Telemetry records stored", ingest.records.load(Relaxed)),
             (
@@ -49,6 +54,11 @@ pub(super) fn add(metrics: &Metrics, operations: &Arc<Operations>, broker: &Arc<
             ),
         ] {
             text.single(name, MetricKind::Counter, help, value);
+        }
+        let name = "edgefleet_findings";
+        text.family(name, MetricKind::Gauge, "Findings that wait for a person");
+        for (code, count) in operations.findings.counts() {
+            text.sample(name, &[("code", code.as_str())], count);
         }
         if let Some(connected) = broker.connected() {
             text.single("edgefleet_mqtt_connections", MetricKind::Gauge, "Devices connected now", connected);

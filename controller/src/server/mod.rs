@@ -5,6 +5,9 @@ mod external;
 mod metrics;
 mod notify;
 mod options;
+mod tasks;
+#[cfg(test)]
+mod tests;
 
 pub use external::controller_name;
 pub use options::{Addresses, BrokerChoice, ServeOptions};
@@ -23,7 +26,8 @@ use crate::{
     clock,
     commands::Commands,
     desired::DesiredStates,
-    driver::{Driver, Order},
+    driver::{Driver, DriverParts, Order},
+    findings::Findings,
     fleet::{
         Endpoints, Fleet, FleetParts,
         ca::Ca,
@@ -46,15 +50,15 @@ use crate::{
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use around::Around;
+use around::{Around, SessionsAndOrders};
 use edgefleet_shared::desired::Settings;
 use parking_lot::Mutex;
 use rustls::{RootCertStore, ServerConfig};
 use std::{path::Path, sync::Arc, time::Duration};
+use tasks::Tasks;
 use tokio::{
     net::TcpListener,
     sync::{broadcast, mpsc},
-    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +68,8 @@ const WATCH: Duration = Duration::from_secs(5);
 const CERTIFICATE_LOOKS: u32 = 720;
 /// Answers to commands that may wait for their asker.
 const REPLIES: usize = 1_024;
+/// For what is under way when the controller stops. Sessions and requests end within 4 s before it.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// Runs the controller until `shutdown` is cancelled or it cannot go on.
 ///
@@ -118,13 +124,13 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     .await?;
     let fleet = Arc::new(fleet);
     let tls = Tls::new(&ca)?;
-    let (broker, events, mqtt) = start_broker(&options, &fleet, &ca, &tls, dir).await?;
+    let mut tasks = Tasks::default();
+    let (broker, events, mqtt) = start_broker(&options, &fleet, &ca, &tls, dir, &mut tasks).await?;
     let mqtt_host = match &options.broker {
         BrokerChoice::Embedded => host_of(&url)?,
         BrokerChoice::External { host, .. } => host.clone(),
     };
     fleet.set_endpoints(Endpoints { url: url.clone(), mqtt_host, mqtt_port: mqtt.1 });
-    fleet.set_sessions(Arc::new(broker.clone()));
 
     let registry = Arc::new(
         Registry::new(RegistryParts {
@@ -140,11 +146,15 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     let blocks = BlockServer::new(registry.clone(), broker.clone(), options.limits);
     let assignments = Assignments::new(store.clone(), audit.clone(), fleet.clone());
     let states = DesiredStates::new(store.clone(), keys.online.clone(), Settings::default());
-    let hand_out = Arc::new(HandOut::new(states, broker.clone(), keys.trust.clone()));
-    let around = Arc::new(Around { registry: registry.clone(), broker: broker.clone() });
+    let findings = Arc::new(Findings::open(store.clone(), audit.clone()).await?);
+    let hand_out =
+        Arc::new(HandOut::new(states.clone(), broker.clone(), keys.trust.clone(), findings.clone()));
+    let around =
+        Arc::new(Around { registry: registry.clone(), broker: broker.clone(), findings: findings.clone() });
     let (ingest, queue) = Ingest::new(store.clone(), around);
     let ingest_totals = ingest.totals();
-    let ingest = tokio::spawn(ingest.run());
+    // Ends with its queue, which ends with the event loop.
+    tasks.spawn("telemetry", |_| ingest.run());
     let (replies, _) = broadcast::channel(REPLIES);
     let event_totals = Arc::new(EventTotals::default());
     let event_loop = EventLoop {
@@ -152,13 +162,21 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         hand_out: hand_out.clone(),
         ingest: queue,
         blocks: blocks.clone(),
+        findings: findings.clone(),
         replies: replies.clone(),
         totals: event_totals.clone(),
         takeovers: Mutex::new(Takeovers::default()),
     };
-    let events = tokio::spawn(event_loop.run(events));
-    let (driver, orders) = Driver::new(assignments.clone(), hand_out, fleet.clone(), blocks.clone());
-    let driver = tokio::spawn(driver.run());
+    tasks.spawn("device messages", |stop| event_loop.run(events, stop));
+    let (driver, orders) = Driver::new(DriverParts {
+        assignments: assignments.clone(),
+        hand_out,
+        fleet: fleet.clone(),
+        blocks: blocks.clone(),
+        findings: findings.clone(),
+    });
+    tasks.spawn("driver", |stop| driver.run(stop));
+    fleet.set_sessions(Arc::new(SessionsAndOrders { broker: broker.clone(), orders: orders.clone() }));
 
     let operations = Arc::new(Operations {
         fleet: fleet.clone(),
@@ -170,14 +188,17 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         blocks,
         ingest: ingest_totals,
         events: event_totals,
+        findings,
+        states,
     });
     let own_metrics = Arc::new(Metrics::default());
     metrics::add(&own_metrics, &operations, &broker);
+    let reached = broker.clone();
     let api = api::router(ApiParts {
         fleet: fleet.clone(),
         blobs: blobs.clone(),
         metrics: own_metrics,
-        ready: vec![],
+        ready: vec![Arc::new(move || reached.ready())],
         more: vec![
             api::operations::routes(operations),
             api::backup::routes(
@@ -200,16 +221,15 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     if fleet.ensure_admin(&data.admin_token()).await?.is_some() {
         println!("Made the first administrator's token: {}", data.admin_token().display());
     }
-    let trust_watch = watch_trust(&keys.trust, orders);
-    let stop_api = shutdown.child_token();
+    let trust = keys.trust.clone();
+    tasks.spawn("trust", |stop| watch_trust(trust, orders, stop));
+    let stop_api = CancellationToken::new();
     let stopped = stop_api.clone();
-    let api = tokio::spawn(api::https::serve(
-        https,
-        tls.https.clone(),
-        api.router,
-        HttpsLimits::default(),
-        async move { stopped.cancelled().await },
-    ));
+    let serving =
+        api::https::serve(https, tls.https.clone(), api.router, HttpsLimits::default(), async move {
+            stopped.cancelled().await
+        });
+    let api = tokio::spawn(serving);
     let addresses = Addresses {
         pid: std::process::id(),
         https: https_address.to_string(),
@@ -220,17 +240,16 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     println!("Controller at {} (API), devices connect to {}", addresses.url, addresses.mqtt);
     notify::ready();
 
-    let ended = watch(&store, &ca, &names, &tls, &shutdown).await;
+    let ended = tokio::select! {
+        ended = watch(&store, &ca, &names, &tls, &shutdown) => ended,
+        lost = tasks.first_end() => Err(lost),
+    };
     notify::stopping();
-    // Nothing new comes in; what is under way is finished; then the broker, then the store.
+    // Nothing new comes in: people's requests and devices' sessions end beside each other.
     stop_api.cancel();
-    let _ = api.await;
-    broker.stop().await;
-    trust_watch.abort();
-    for task in [events, ingest] {
-        let _ = tokio::time::timeout(Duration::from_secs(3), task).await;
-    }
-    driver.abort();
+    let (_, ()) = tokio::join!(api, broker.stop());
+    // What was taken is finished; then the store.
+    tasks.finish(FINISH).await;
     store.close().await.context("could not close the fleet's state")?;
     addresses.remove(dir);
     ended
@@ -280,6 +299,7 @@ async fn start_broker(
     ca: &Arc<Ca>,
     tls: &Tls,
     dir: &Path,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<Started> {
     match &options.broker {
         BrokerChoice::Embedded => {
@@ -299,12 +319,14 @@ async fn start_broker(
             Ok((Arc::new(broker), events, (address.ip().to_string(), address.port())))
         }
         BrokerChoice::External { host, port, reload } => {
-            let control = external::Control::new(fleet.clone(), ca.clone(), dir, reload.clone());
+            let control = Arc::new(external::Control::new(fleet.clone(), ca.clone(), dir, reload.clone()));
             control
                 .write_list()
                 .await
                 .map_err(anyhow::Error::from_boxed)
                 .context("could not write the revocation list")?;
+            let fresh = control.clone();
+            tasks.spawn("revocation list", |stop| fresh.keep_fresh(stop));
             let own = ca.controller();
             let (broker, events) = ExternalBroker::start(ExternalParams {
                 host: host.clone(),
@@ -313,7 +335,7 @@ async fn start_broker(
                 identity: external::client(own),
                 roots: roots(ca)?,
                 time: Arc::new(ClockTime(clock::wall())),
-                control: Arc::new(control),
+                control,
                 event_capacity: EVENT_CAPACITY,
             })?;
             Ok((Arc::new(broker), events, (host.clone(), *port)))
@@ -322,13 +344,19 @@ async fn start_broker(
 }
 
 /// Orders the fleet to be told whenever the chain of trust grows.
-fn watch_trust(trust: &crate::signing::TrustStore, orders: crate::driver::DriverHandle) -> JoinHandle<()> {
+async fn watch_trust(
+    trust: Arc<crate::signing::TrustStore>,
+    orders: crate::driver::DriverHandle,
+    stop: CancellationToken,
+) {
     let mut head = trust.subscribe();
-    tokio::spawn(async move {
-        while head.changed().await.is_ok() {
-            orders.order(Order::TrustChanged).await;
+    loop {
+        tokio::select! {
+            changed = head.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
         }
-    })
+        orders.order(Order::TrustChanged).await;
+    }
 }
 
 /// Waits for the end: asked for, or forced by a store that cannot go on.

@@ -52,18 +52,28 @@ impl Bucket {
     }
 }
 
+/// Longest wait that is told: whoever waits looks again soon after the line got shorter.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// Byte budgets of the whole controller and of each device.
+///
+/// Who is turned away by the controller's budget stands in line: the line's bytes drain at the budget's
+/// rate, and the next one is told to wait for all of them. Otherwise a thousand devices would all be told
+/// to come back for the same few bytes.
 #[derive(Debug)]
 pub struct Budget {
     limits: Limits,
     controller: Option<Bucket>,
+    /// Bytes that were turned away and may still come back.
+    line: u64,
+    lined: Timestamp,
     devices: HashMap<DeviceId, Bucket>,
 }
 
 impl Budget {
     pub fn new(limits: Limits, now: Timestamp) -> Self {
         let controller = limits.controller_bytes_per_sec.map(|rate| Bucket::full(rate, now));
-        Self { limits, controller, devices: HashMap::new() }
+        Self { limits, controller, line: 0, lined: now, devices: HashMap::new() }
     }
 
     /// Takes `bytes` for `device`, or says how long to wait; then nothing was taken.
@@ -76,15 +86,8 @@ impl Budget {
             bucket.refill(now);
             bucket
         });
-        if let Some(bucket) = &mut self.controller {
-            bucket.refill(now);
-        }
-        let wait = [own.as_ref(), self.controller.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|bucket| bucket.wait(bytes))
-            .max()
-            .unwrap_or_default();
+        let common = self.common_wait(bytes, now);
+        let wait = own.as_ref().map(|bucket| bucket.wait(bytes)).unwrap_or_default().max(common);
         if wait.is_zero() {
             for bucket in [own.as_mut(), self.controller.as_mut()].into_iter().flatten() {
                 bucket.level = bucket.level.saturating_sub(bytes);
@@ -94,6 +97,21 @@ impl Budget {
             self.devices.insert(device.clone(), bucket);
         }
         if wait.is_zero() { Ok(()) } else { Err(wait) }
+    }
+
+    fn common_wait(&mut self, bytes: u64, now: Timestamp) -> Duration {
+        let Some(bucket) = &mut self.controller else { return Duration::ZERO };
+        bucket.refill(now);
+        let elapsed = now.since(self.lined).as_millis().min(3_600_000) as u64;
+        self.line = self.line.saturating_sub(bucket.rate.saturating_mul(elapsed) / 1_000);
+        self.lined = now;
+        let wait = bucket.wait(bytes);
+        if wait.is_zero() {
+            return wait;
+        }
+        let before = Duration::from_millis(self.line.saturating_mul(1_000) / bucket.rate.max(1));
+        self.line = self.line.saturating_add(bytes);
+        wait.max((wait + before).min(LONGEST_WAIT))
     }
 
     /// Drops the buckets that are full again: a device that fetches nothing costs nothing.
@@ -118,6 +136,25 @@ mod tests {
     fn without_limits_nothing_waits() {
         let mut budget = Budget::new(Limits::NONE, Timestamp::EPOCH);
         assert_eq!(budget.take(&device(1), u64::MAX, Timestamp::EPOCH), Ok(()));
+    }
+
+    #[test]
+    fn who_is_turned_away_is_spread_over_the_time_it_takes_to_serve_them() {
+        let limits = Limits { controller_bytes_per_sec: Some(2 << 20), device_bytes_per_sec: None };
+        let start = Timestamp::from_secs(1_000);
+        let mut budget = Budget::new(limits, start);
+        let (mut asks, mut served) = (0, 0);
+        // A hundred devices want 64 KiB each, 6.25 MiB at 2 MiB/s: three seconds, of which the first is there.
+        let mut due: std::collections::BTreeMap<(u64, u8), ()> = (0..100).map(|n| ((0, n), ())).collect();
+        while let Some(((at, n), ())) = due.pop_first() {
+            asks += 1;
+            match budget.take(&device(n), 64 << 10, start + Duration::from_millis(at)) {
+                Ok(()) => served += 1,
+                Err(wait) => drop(due.insert((at + wait.as_millis() as u64, n), ())),
+            }
+            assert!(asks < 1_000, "{served} served after {asks} asks");
+        }
+        assert!((served, asks) < (101, 400), "{served} served after {asks} asks");
     }
 
     proptest! {

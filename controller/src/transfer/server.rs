@@ -26,12 +26,18 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Requests answered at the same time; each holds one block in memory.
 const WORKERS: usize = 64;
-/// What a request is told to wait when all workers are busy, milliseconds.
-const BUSY_MS: u64 = 200;
+/// Of these for one device: one that asks faster than it takes must not keep the others waiting.
+const WORKERS_PER_DEVICE: usize = 8;
+/// Answers "later" under way at the same time. A request beyond it gets none; the device asks again after
+/// its own deadline.
+const LATERS: usize = 1_024;
+/// What a request is told to wait when all workers are busy, milliseconds: spread, so that they do not all
+/// come back at once.
+const BUSY_MS: std::ops::Range<u64> = 200..1_000;
 
 /// What may be fetched and where it lies.
 #[async_trait]
@@ -60,11 +66,33 @@ pub struct TransferTotals {
     pub deferred: u64,
 }
 
+/// One worker that answers a device; free again when dropped.
+struct Worker {
+    server: Arc<BlockServer>,
+    device: DeviceId,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut busy = self.server.busy.lock();
+        if let Some(own) = busy.get_mut(&self.device) {
+            *own -= 1;
+            if *own == 0 {
+                busy.remove(&self.device);
+            }
+        }
+    }
+}
+
 pub struct BlockServer {
     library: Arc<dyn Library>,
     broker: Arc<dyn Broker>,
     budget: Mutex<Budget>,
     workers: Arc<Semaphore>,
+    laters: Arc<Semaphore>,
+    /// Workers by device, those without any left out.
+    busy: Mutex<HashMap<DeviceId, usize>>,
     totals: Mutex<HashMap<DeviceId, TransferTotals>>,
     sent_bytes: AtomicU64,
 }
@@ -76,6 +104,8 @@ impl BlockServer {
             broker,
             budget: Mutex::new(Budget::new(limits, clock::now())),
             workers: Arc::new(Semaphore::new(WORKERS)),
+            laters: Arc::new(Semaphore::new(LATERS)),
+            busy: Mutex::new(HashMap::new()),
             totals: Mutex::new(HashMap::new()),
             sent_bytes: AtomicU64::new(0),
         })
@@ -113,13 +143,30 @@ impl BlockServer {
             }
         };
         let server = self.clone();
-        let permit = self.workers.clone().try_acquire_owned();
-        tokio::spawn(async move {
-            match permit {
-                Ok(_permit) => server.answer(&device, &request).await,
-                Err(_) => server.later(&device, &request, BUSY_MS).await,
-            }
-        });
+        if let Some(worker) = self.worker(&device) {
+            tokio::spawn(async move {
+                let _worker = worker;
+                server.answer(&device, &request).await;
+            });
+        } else if let Ok(permit) = self.laters.clone().try_acquire_owned() {
+            tokio::spawn(async move {
+                let _permit = permit;
+                server.later(&device, &request, rand::random_range(BUSY_MS)).await;
+            });
+        } else {
+            self.count(&device, |totals| totals.deferred += 1);
+        }
+    }
+
+    fn worker(self: &Arc<Self>, device: &DeviceId) -> Option<Worker> {
+        let permit = self.workers.clone().try_acquire_owned().ok()?;
+        let mut busy = self.busy.lock();
+        let own = busy.entry(device.clone()).or_default();
+        if *own >= WORKERS_PER_DEVICE {
+            return None;
+        }
+        *own += 1;
+        Some(Worker { server: self.clone(), device: device.clone(), _permit: permit })
     }
 
     async fn answer(&self, device: &DeviceId, request: &FetchRequest) {

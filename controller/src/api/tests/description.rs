@@ -1,4 +1,5 @@
-//! The OpenAPI document: pinned, complete, and true about the types of the other crate.
+//! The OpenAPI document: served as it is, and true about the types of the other crate. What all of it says is
+//! pinned where the whole controller is put together.
 
 use super::server::TestServer;
 use crate::{
@@ -11,24 +12,13 @@ use std::collections::BTreeSet;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[tokio::test]
-async fn the_document_is_pinned_and_says_of_every_route_who_may_call_it_and_that_it_may_refuse() {
+async fn the_document_is_served_as_it_was_made() {
     let server = TestServer::start().await;
     let served =
         server.client(None).get(server.url("/openapi.json")).send().await.unwrap().text().await.unwrap();
     assert_eq!(served, server.document);
     let document: Value = serde_json::from_str(&served).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
-    let mut ids = BTreeSet::new();
-    for (path, item) in document["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
-            let what = format!("{method} {path}");
-            assert!(operation["security"].is_array(), "{what}");
-            assert_eq!(operation["responses"]["default"]["$ref"], "#/components/responses/Problem", "{what}");
-            assert!(operation["summary"].is_string(), "{what}");
-            assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{what}");
-        }
-    }
-    insta::assert_snapshot!("openapi", served);
 }
 
 #[tokio::test]

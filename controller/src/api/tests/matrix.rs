@@ -1,12 +1,12 @@
-//! Every route with every role, as the OpenAPI document promises and as the server answers.
+//! The fleet's routes with every role and with a device, as the OpenAPI document promises and as the server
+//! answers. All routes with every role: `server/tests.rs`.
 
 use super::server::{Answer, Identity, TestServer};
 use crate::{
     api::access::{Access, RouteRule},
-    fleet::roles::{Permission, Role},
+    fleet::roles::Role,
 };
 use reqwest::{Client, StatusCode};
-use std::fmt::Write;
 
 /// A path that leads to the route and to nothing that exists.
 fn path_of(rule: &RouteRule) -> String {
@@ -74,30 +74,4 @@ async fn each_route_answers_exactly_the_roles_of_its_rule() {
             }
         }
     }
-}
-
-#[tokio::test]
-async fn the_matrix_is_what_people_agreed_on() {
-    let server = TestServer::start().await;
-    let mut table = String::new();
-    let line = |table: &mut String, what: String, who: &str| writeln!(table, "{what:<44}{who}").unwrap();
-    for rule in &server.rules {
-        let what = format!("{:<7}{}", rule.method.as_str(), rule.path);
-        let who = match rule.access {
-            Access::Public => "anybody".to_owned(),
-            Access::Device => "the device itself".to_owned(),
-            Access::Token(permission) => roles_with(permission),
-        };
-        line(&mut table, what, &who);
-    }
-    table.push('\n');
-    for permission in Permission::ALL {
-        line(&mut table, permission.to_string(), &roles_with(*permission));
-    }
-    insta::assert_snapshot!("matrix", table);
-}
-
-fn roles_with(permission: Permission) -> String {
-    let roles = Role::ALL.iter().filter(|role| role.has(permission)).map(|role| role.as_str());
-    roles.collect::<Vec<_>>().join(" ")
 }
