@@ -19,6 +19,16 @@ pub struct TimeError {
     text: String,
 }
 
+/// How far above the signed floor a local clock is still believed: longer than a device may lie on a
+/// shelf between two signed documents, shorter than the usual wrong year.
+pub const BELIEVED_ABOVE_FLOOR: Duration = Duration::from_secs(400 * 24 * 3600);
+
+/// The time to act by: the local clock from the floor up to [`BELIEVED_ABOVE_FLOOR`] above it, the
+/// floor itself outside of that. One rule for certificates and for signed documents.
+pub fn believed(local: Timestamp, floor: Timestamp) -> Timestamp {
+    if local > floor + BELIEVED_ABOVE_FLOOR { floor } else { local.max(floor) }
+}
+
 impl Timestamp {
     pub const EPOCH: Self = Self(0);
     /// 9999-12-31T23:59:59Z, the last second RFC 3339 can write.

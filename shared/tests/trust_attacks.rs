@@ -62,6 +62,11 @@ impl World {
     fn seal_trust(&self, trust: &Trust) -> Vec<u8> {
         seal(TRUST_TYPE, trust, &self.roots.each_ref())
     }
+    /// With what a change of floors needs besides.
+    fn seal_floors(&self, trust: &Trust) -> Vec<u8> {
+        let all: Vec<_> = self.roots.iter().chain(&self.publishers).collect();
+        seal(TRUST_TYPE, trust, &all)
+    }
     /// A device that enrolled with trust 1 and has seen nothing else.
     fn enrolled(&self) -> DeviceTrust {
         let raw = self.seal_trust(&self.trust(1));
@@ -156,7 +161,7 @@ fn going_back_is_legal_and_going_below_the_floor_is_not() {
     }
     let revoked = world.sealed_release(1);
     assert!(state.check_release(&revoked, &world.assigned(&revoked, 1), "x").is_ok(), "before the floor");
-    state.advance(&world.seal_trust(&second)).unwrap();
+    state.advance(&world.seal_floors(&second)).unwrap();
     for (counter, legal) in [(3, true), (2, true), (1, false)] {
         let release = world.sealed_release(counter);
         let found = state.check_release(&release, &world.assigned(&release, counter), "x");
@@ -173,13 +178,57 @@ fn a_floor_may_rise_but_neither_fall_nor_vanish() {
     let with = |version, floor: Option<u64>| {
         let mut trust = world.trust(version);
         trust.floors = floor.map(|floor| (model(), floor)).into_iter().collect();
-        world.seal_trust(&trust)
+        world.seal_floors(&trust)
     };
     state.advance(&with(2, Some(5))).unwrap();
     for (floor, legal) in [(Some(4), false), (None, false), (Some(5), true), (Some(6), true)] {
         let found = state.clone().advance(&with(3, floor));
         assert_eq!(found.is_ok(), legal, "{floor:?}: {found:?}");
     }
+}
+
+#[test]
+fn a_floor_is_changed_by_the_publishers_of_the_version_before_and_by_nobody_alone() {
+    let world = World::new();
+    let state = world.enrolled();
+    let mut raised = world.trust(2);
+    raised.floors.insert("digits".parse().unwrap(), 2);
+    // The same floor in a document that also brings publishers of its own.
+    let foreign = [key(), key()];
+    let mut seized = raised.clone();
+    seized.keys.extend(foreign.iter().map(|k| (k.public().id(), k.public())));
+    seized.roles.publisher.keys = foreign.iter().map(|k| k.public().id()).collect();
+    let [one, two, three] = &world.roots;
+    let [anna, ben] = &world.publishers;
+    let cases: [(&str, &Trust, Vec<&SigningKey>, Option<RoleName>); 6] = [
+        ("trust keys alone", &raised, vec![one, two, three], Some(RoleName::Publisher)),
+        ("one publisher of two", &raised, vec![one, two, anna], Some(RoleName::Publisher)),
+        ("publishers alone", &raised, vec![anna, ben], Some(RoleName::Trust)),
+        (
+            "publishers it brings itself",
+            &seized,
+            vec![one, two, &foreign[0], &foreign[1]],
+            Some(RoleName::Publisher),
+        ),
+        ("both owners", &raised, vec![one, two, anna, ben], None),
+        ("both owners, the publishers leaving", &seized, vec![one, two, anna, ben], None),
+    ];
+    for (what, document, keys, missing) in cases {
+        let mut after = state.clone();
+        match (after.advance(&seal(TRUST_TYPE, document, &keys)), missing) {
+            (Ok(()), None) => {}
+            (Err(TrustError::Threshold { role, .. }), Some(wanted)) => {
+                assert_eq!(role, wanted, "{what}");
+                assert_eq!(after, state, "{what}: a refusal changed the state");
+            }
+            (found, _) => panic!("{what}: {found:?}"),
+        }
+    }
+    // Whatever leaves the floors alone needs the trust role only, before and after.
+    let mut state = state;
+    state.advance(&world.seal_floors(&raised)).unwrap();
+    raised.version = 3;
+    state.advance(&world.seal_trust(&raised)).unwrap();
 }
 
 #[test]
@@ -464,7 +513,9 @@ fn wrong_clocks_neither_open_a_hole_nor_brick_the_device() {
         ("1970", Timestamp::EPOCH, true),
         ("two years behind", today() - years(2), true),
         ("right", today(), true),
-        ("ten years ahead", today() + years(10), false),
+        ("within 400 days above the floor it is believed", today() + 399 * DAY, false),
+        ("two years ahead", today() + years(2), true),
+        ("ten years ahead", today() + years(10), true),
     ] {
         let mut state = world.enrolled();
         assert_eq!(state.accept(&sound, &device(), clock).is_ok(), taken, "{what}");
@@ -472,6 +523,32 @@ fn wrong_clocks_neither_open_a_hole_nor_brick_the_device() {
         assert!(state.accept(&sound, &device(), today()).is_ok(), "{what}, then right again");
         assert_eq!(state.floor, today(), "{what}: only signed times raise the floor");
     }
+}
+
+/// Years in a drawer, then on again with a clock that is right: what is signed now tells the time, and
+/// what has expired by it is refused.
+#[test]
+fn after_years_without_news_a_fresh_document_makes_the_right_clock_count_again() {
+    let world = World::new();
+    let now = today() + 730 * DAY;
+    let mut state = world.enrolled();
+    let mut second = world.trust(2);
+    (second.issued, second.expires) = (now - 60 * DAY, now + 300 * DAY);
+    state.advance(&world.seal_trust(&second)).unwrap();
+    let desired = |issued| {
+        let mut desired = world.desired(1, b"release", 1);
+        (desired.issued, desired.expires) = (issued, issued + 10 * DAY);
+        world.seal_desired(&desired)
+    };
+    let stale = refused(&state, &desired(now - 20 * DAY), now);
+    assert!(matches!(stale, TrustError::Expired { what: "desired state", .. }), "{stale}");
+    // Also where the trust document that came is itself too old to make the clock plausible.
+    assert!(matches!(
+        refused(&world.enrolled(), &desired(now - 20 * DAY), now),
+        TrustError::Expired { what: "desired state", .. }
+    ));
+    state.accept(&desired(now - DAY), &device(), now).unwrap();
+    assert_eq!(state.floor, now - DAY);
 }
 
 #[test]

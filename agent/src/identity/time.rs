@@ -4,7 +4,10 @@
 //! the floor itself is the time. The first floor is the age of this program, then `issued` of the
 //! newest signed document. Only signed times raise it.
 
-use edgefleet_shared::{reported::ClockQuality, time::Timestamp};
+use edgefleet_shared::{
+    reported::ClockQuality,
+    time::{Timestamp, believed},
+};
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 use std::{
     fmt,
@@ -19,10 +22,6 @@ use std::{
 /// constant, so that two builds of one source are the same file.
 const BUILD_FLOOR_SECS: u64 = 1_793_491_200;
 
-/// How far above the floor a local clock is still believed: longer than a device may lie on a shelf
-/// between two signed documents, shorter than the usual wrong year.
-pub const BELIEVED_ABOVE_FLOOR: Duration = Duration::from_secs(400 * 24 * 3600);
-
 /// The floor before anything signed was seen.
 pub fn build_floor() -> Timestamp {
     Timestamp::from_secs(BUILD_FLOOR_SECS)
@@ -30,13 +29,13 @@ pub fn build_floor() -> Timestamp {
 
 /// The time to act by, and how good the local clock is.
 pub fn judge(local: Timestamp, floor: Timestamp) -> (Timestamp, ClockQuality) {
-    if local < floor {
-        (floor, ClockQuality::BehindFloor)
-    } else if local > floor + BELIEVED_ABOVE_FLOOR {
-        (floor, ClockQuality::FarAhead)
-    } else {
-        (local, ClockQuality::Plausible)
-    }
+    let now = believed(local, floor);
+    let quality = match local {
+        _ if local < floor => ClockQuality::BehindFloor,
+        _ if local == now => ClockQuality::Plausible,
+        _ => ClockQuality::FarAhead,
+    };
+    (now, quality)
 }
 
 /// The local clock under the rule of [`judge`]; shared by everything that checks certificates.

@@ -178,13 +178,23 @@ async fn a_refused_check_says_why_and_an_override_is_audited() {
 async fn trust_moves_on_by_files_and_the_registry_follows() {
     let house = Running::start(&fake::verdict_script(true, "")).await;
     let (request, copy) = (house.path("request"), house.path("copy"));
-    let key = house.data().join("keys/trust.pk8").to_str().unwrap().to_owned();
+    let key = |name: &str| house.data().join("keys").join(name).to_str().unwrap().to_owned();
+    let (trust, publisher) = (key("trust.pk8"), key("publisher.pk8"));
     let current = house.data().join("trust/1.json").to_str().unwrap().to_owned();
     house.run(&["trust", "propose", "--floor", "digits=2", "--out", &request]).await.unwrap();
     let early = house.run(&["trust", "merge", &request]).await.unwrap_err();
     assert!(early.contains("0 of 1 signatures by the present trust keys"), "{early}");
-    let args = ["edgefleet", "trust", "sign", &request, "--key", &key, "--current", &current, "--out", &copy];
-    type_in(&args).await.unwrap();
+    let sign = |keys: &[&str]| {
+        let mut args = vec!["edgefleet", "trust", "sign", &request, "--current", &current, "--out", &copy];
+        keys.iter().for_each(|key| args.extend(["--key", key]));
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let args = sign(&[&trust]);
+    type_in(&args.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap();
+    let half = house.run(&["trust", "merge", &copy]).await.unwrap_err();
+    assert!(half.contains("0 of 1 by the present publishers"), "{half}");
+    let args = sign(&[&trust, &publisher]);
+    type_in(&args.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap();
     house.run(&["trust", "merge", &copy]).await.unwrap();
     let trust: TrustSummary = house.client().get("/api/v1/trust").await.unwrap();
     assert_eq!((trust.version, trust.floors.len()), (2, 1));

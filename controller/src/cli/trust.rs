@@ -54,7 +54,7 @@ pub struct ProposeArgs {
     /// Key to remove from every role: its id or a unique beginning
     #[arg(long, value_name = "KEY-ID")]
     pub remove: Vec<String>,
-    /// Lowest release of a model that devices may still install; only rises
+    /// Lowest release of a model that devices may still install; only rises, and publishers sign it too
     #[arg(long, value_name = "MODEL=N", value_parser = parse_floor)]
     pub floor: Vec<(ModelName, u64)>,
     /// How many keys of a role must sign
@@ -78,7 +78,7 @@ pub struct ProposeArgs {
 pub struct SignArgs {
     /// The request
     pub request: PathBuf,
-    /// Private trust key; repeat to sign with several
+    /// Private trust key (or publisher key, for a new floor); repeat to sign with several
     #[arg(long = "key", value_name = "FILE", required = true)]
     pub keys: Vec<PathBuf>,
     /// The newest trust document, to see what the request changes
@@ -159,6 +159,14 @@ async fn propose(context: &Context, args: ProposeArgs) -> Result<(), Failure> {
         role.threshold,
         role.keys.len()
     );
+    if proposal::needs_publishers(&current, &next) {
+        let role = current.role(RoleName::Publisher);
+        eprintln!(
+            "New floors: {} of {} holders of publisher keys sign too, in the same way",
+            role.threshold,
+            role.keys.len()
+        );
+    }
     match &args.out {
         Some(path) => replace(path, &bytes),
         None => {
@@ -192,6 +200,7 @@ fn sign(context: &Context, args: &SignArgs) -> Result<(), Failure> {
         proposal::sign(&mut envelope, &key, current.as_ref())?;
         signers.push(key.public().id());
     }
+    let status = current.as_ref().map(|current| proposal::status(current, &envelope)).transpose()?;
     let out = args.out.as_ref().unwrap_or(&args.request);
     replace(out, &envelope.to_bytes())?;
     let value = json!({
@@ -199,13 +208,17 @@ fn sign(context: &Context, args: &SignArgs) -> Result<(), Failure> {
         "file": out,
         "signed_by": signers,
         "signatures": envelope.signatures.len(),
+        "complete": status.as_ref().map(proposal::SignatureStatus::complete),
     });
     context.print(&value, |_| {
+        let count = match &status {
+            Some(status) => format!("{status} in this copy"),
+            None => format!("{} signature(s) now", envelope.signatures.len()),
+        };
         format!(
-            "Signed trust {} in {}, {} signature(s) now.\nNext: edgefleet trust merge SIGNED_COPIES...",
+            "Signed trust {} in {}: {count}.\nNext: edgefleet trust merge SIGNED_COPIES...",
             next.version,
-            out.display(),
-            envelope.signatures.len()
+            out.display()
         )
     })
 }

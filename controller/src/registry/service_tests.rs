@@ -324,8 +324,10 @@ async fn a_floor_in_the_trust_document_stops_old_releases() {
     let changes = Changes { floors: [("digits".parse().unwrap(), 2)].into(), ..Changes::default() };
     let next = propose(&house.trust.current(), &changes, setup::TRUST_LIFETIME, at(5)).unwrap();
     let mut envelope = request(&next);
-    let key = setup::key_path(house.dir.path(), RoleName::Trust);
-    sign(&mut envelope, &crate::signing::key_file::read_private(&key).unwrap(), None).unwrap();
+    for role in [RoleName::Trust, RoleName::Publisher] {
+        let key = setup::key_path(house.dir.path(), role);
+        sign(&mut envelope, &crate::signing::key_file::read_private(&key).unwrap(), None).unwrap();
+    }
     house.trust.install(&merge(&[envelope.to_bytes()]).unwrap().to_bytes()).unwrap();
     assert_eq!(house.registry.push(&push, at(6)).await.unwrap_err().code(), "below-floor");
     let newer = house.uploaded("v2").await;

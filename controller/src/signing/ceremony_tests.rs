@@ -76,12 +76,21 @@ fn a_two_of_three_ceremony_goes_through_files_from_end_to_end() {
     let next = propose(&server.trust.current(), &changes, LIFETIME, at(10)).unwrap();
     assert_eq!(differences(&server.trust.current(), &next).len(), 4);
     let (one, two) = (key(&set.trust[0].0), key(&set.trust[2].0));
-    let copies = signed_copies(dir.path(), &next, &[&one, &two]);
+    // The floor needs both publishers of version 1, the one who leaves included.
+    let (anna, ci) = (key(&set.publishers[0].0), key(&set.publishers[1].0));
+    let copies = signed_copies(dir.path(), &next, &[&one, &two, &anna, &ci]);
 
-    let half = merge(&copies[..1]).unwrap();
-    let refusal = check(&server.trust.current_bytes(), &half).unwrap_err();
-    assert!(refusal.to_string().contains("1 of 2 signatures by the present trust keys"), "{refusal}");
-    assert!(matches!(server.trust.install(&half.to_bytes()), Err(TrustStoreError::Refused { .. })));
+    for (copies, missing) in [
+        (&copies[..1], "1 of 2 signatures by the present trust keys"),
+        (&copies[..2], "0 of 2 by the present publishers"),
+        (&copies[..3], "1 of 2 by the present publishers"),
+    ] {
+        let part = merge(copies).unwrap();
+        assert!(!status(&server.trust.current(), &part).unwrap().complete(), "{missing}");
+        let refusal = check(&server.trust.current_bytes(), &part).unwrap_err();
+        assert!(refusal.to_string().contains(missing), "{refusal}");
+        assert!(matches!(server.trust.install(&part.to_bytes()), Err(TrustStoreError::Refused { .. })));
+    }
 
     let whole = merge(&copies).unwrap();
     assert!(status(&server.trust.current(), &whole).unwrap().complete());
@@ -171,6 +180,15 @@ fn requests_of_different_documents_do_not_merge_and_foreign_keys_do_not_sign() {
     let mut envelope = request(&one);
     assert!(matches!(sign(&mut envelope, &stranger, Some(&current)), Err(ProposalError::NoSay { .. })));
     assert!(envelope.signatures.is_empty());
+    // A publisher has a say where floors change, and nowhere else.
+    let publisher = key(&set.publishers[0].0);
+    let refused = sign(&mut envelope, &publisher, Some(&current)).unwrap_err();
+    assert!(matches!(refused, ProposalError::NoSay { floors: false, .. }), "{refused}");
+    let floor = Changes { floors: [("digits".parse().unwrap(), 2)].into(), ..Changes::default() };
+    let mut envelope = request(&propose(&current, &floor, LIFETIME, at(10)).unwrap());
+    let refused = sign(&mut envelope, &stranger, Some(&current)).unwrap_err();
+    assert!(matches!(refused, ProposalError::NoSay { floors: true, .. }), "{refused}");
+    sign(&mut envelope, &publisher, Some(&current)).unwrap();
     for junk in [&b""[..], b"{}", br#"{"payloadType":"x","payload":"","signatures":[]}"#] {
         assert!(matches!(read_request(junk), Err(ProposalError::Form { .. })));
     }

@@ -49,17 +49,24 @@ pub enum ProposalError {
     Different,
     #[error("there is no request to merge")]
     Empty,
-    #[error("key `{key}` has no say in trust {version}: it is in the trust role neither before nor after")]
-    NoSay { key: KeyId, version: u64 },
+    #[error("key `{key}` has no say in trust {version}: it is in the trust role neither before nor after{}",
+        no_publisher(*floors))]
+    NoSay { key: KeyId, version: u64, floors: bool },
     #[error("the document is not accepted: {status}")]
     NotAccepted { status: SignatureStatus, source: TrustError },
 }
 
-/// Signatures that count, by the rule of version N and of version N+1.
+/// Signatures that count, by the rule of version N and of version N+1; each (there, needed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignatureStatus {
     pub old: (usize, usize),
     pub new: (usize, usize),
+    /// Of the present publishers, whose word a change of floors needs.
+    pub publishers: Option<(usize, usize)>,
+}
+
+fn no_publisher(floors: bool) -> &'static str {
+    if floors { ", and no present publisher's, whose word the new floors need" } else { "" }
 }
 
 impl std::fmt::Display for SignatureStatus {
@@ -68,13 +75,19 @@ impl std::fmt::Display for SignatureStatus {
         write!(
             f,
             "{old} of {old_of} signatures by the present trust keys, {new} of {new_of} by the next ones"
-        )
+        )?;
+        match self.publishers {
+            Some((there, of)) => {
+                write!(f, ", {there} of {of} by the present publishers, whose releases the new floors revoke")
+            }
+            None => Ok(()),
+        }
     }
 }
 
 impl SignatureStatus {
     pub fn complete(&self) -> bool {
-        self.old.0 >= self.old.1 && self.new.0 >= self.new.1
+        [Some(self.old), Some(self.new), self.publishers].into_iter().flatten().all(|(there, of)| there >= of)
     }
 }
 
@@ -166,11 +179,17 @@ pub fn read_request(raw: &[u8]) -> Result<(Envelope, Trust), ProposalError> {
     Ok((envelope, trust))
 }
 
+/// Whether the present publishers must sign too: devices take new floors only with their word.
+pub fn needs_publishers(current: &Trust, next: &Trust) -> bool {
+    current.floors != next.floors
+}
+
 /// Adds a signature.
 ///
 /// # Errors
-/// [`ProposalError::NoSay`] if the key is in the trust role neither of `current` (if known) nor of the request;
-/// without `current`, a key that is leaving cannot be told from a foreign one and is accepted.
+/// [`ProposalError::NoSay`] if the key is in the trust role neither of `current` (if known) nor of the request,
+/// and is no present publisher's while floors change; without `current`, a key that is leaving cannot be told
+/// from a foreign one and is accepted.
 pub fn sign(envelope: &mut Envelope, key: &SigningKey, current: Option<&Trust>) -> Result<(), ProposalError> {
     let (_, next) = read_request(&envelope.to_bytes())?;
     let id = key.public().id();
@@ -178,7 +197,10 @@ pub fn sign(envelope: &mut Envelope, key: &SigningKey, current: Option<&Trust>) 
         && !next.roles.trust.keys.contains(&id)
         && !current.roles.trust.keys.contains(&id)
     {
-        return Err(ProposalError::NoSay { key: id, version: next.version });
+        let floors = needs_publishers(current, &next);
+        if !floors || !current.roles.publisher.keys.contains(&id) {
+            return Err(ProposalError::NoSay { key: id, version: next.version, floors });
+        }
     }
     let payload = envelope.payload().map_err(|source| ProposalError::Form { source })?;
     envelope.add_signature(key, &payload);
@@ -215,11 +237,15 @@ pub fn merge(requests: &[Vec<u8>]) -> Result<Envelope, ProposalError> {
 pub fn status(current: &Trust, envelope: &Envelope) -> Result<SignatureStatus, ProposalError> {
     let (_, next) = read_request(&envelope.to_bytes())?;
     let payload = envelope.payload().map_err(|source| ProposalError::Form { source })?;
-    let count = |trust: &Trust| {
-        let role = trust.role(RoleName::Trust);
+    let count = |trust: &Trust, role| {
+        let role = trust.role(role);
         (envelope.valid_keys(trust, role, &payload).len(), role.threshold)
     };
-    Ok(SignatureStatus { old: count(current), new: count(&next) })
+    Ok(SignatureStatus {
+        old: count(current, RoleName::Trust),
+        new: count(&next, RoleName::Trust),
+        publishers: needs_publishers(current, &next).then(|| count(current, RoleName::Publisher)),
+    })
 }
 
 /// Checks a merged request exactly as a device that is at `current` will.

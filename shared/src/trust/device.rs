@@ -1,8 +1,12 @@
 //! What a device remembers of trust, and what it accepts.
 //!
 //! Pure: the caller passes its clock in and persists the value after every change (two CRC-protected
-//! slots). **Clock rule**: `now = max(local clock, floor)`; only *signed* `issued` values raise the
-//! floor, so a clock in 1970 still gets freeze protection and a clock years ahead recovers by itself.
+//! slots). **Clock rule**: the local clock counts from the floor up to 400 days above it
+//! ([`believed`]), otherwise the floor is the time; only *signed* `issued` values raise the floor. So a
+//! clock in 1970 still gets freeze protection, and a clock years ahead neither blocks installs nor
+//! leaves a trace. The price: to a device that heard nothing signed for 400 days, a document that was
+//! held back looks fresh until something newer arrives; it was signed for it by both owners, and it can
+//! be neither older than what the device has nor below a floor.
 
 use super::{
     documents::{Release, RoleName, Trust},
@@ -12,7 +16,7 @@ use crate::{
     desired::{Assigned, DESIRED_SCHEMA, Desired},
     digest::{BlobDigest, EnvelopeDigest},
     ids::DeviceId,
-    time::Timestamp,
+    time::{Timestamp, believed},
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,10 +72,16 @@ impl DeviceTrust {
 
     /// The time to judge expiry by.
     pub fn now(&self, clock: Timestamp) -> Timestamp {
-        clock.max(self.floor)
+        believed(clock, self.floor)
     }
 
-    /// Accepts trust N+1: signed by the threshold of N and of N+1.
+    /// Accepts trust N+1: signed by the threshold of N and of N+1, and if it changes `floors` also by
+    /// the publisher threshold of N.
+    ///
+    /// Of N, because those are the publishers this device knows for certain, while N+1 names its own:
+    /// whoever holds the trust keys alone cannot revoke releases in the document that replaces the
+    /// publishers. Publisher keys that are lost are therefore replaced in one version, and the floor is
+    /// raised by the new ones in the next.
     ///
     /// # Errors
     /// [`TrustError`]; the state is unchanged then. An expired *intermediate* version is fine, the
@@ -94,6 +104,9 @@ impl DeviceTrust {
                 let reason = format!("the floor of `{model}` would fall below {floor}");
                 return Err(TrustError::TrustInvalid { version: next.version, reason });
             }
+        }
+        if next.floors != self.trust.floors {
+            require(&envelope, &self.trust, RoleName::Publisher, &payload)?;
         }
         self.floor = self.floor.max(next.issued);
         self.trust = next;
@@ -136,7 +149,8 @@ impl DeviceTrust {
         } else {
             Accepted::Known
         };
-        let now = self.now(clock).max(desired.issued);
+        // The document's own signed time counts as seen: a clock just above it is believed again.
+        let now = believed(clock, self.floor.max(desired.issued));
         if desired.expires <= now {
             return Err(TrustError::Expired { what: "desired state", expired: desired.expires, now });
         }

@@ -48,7 +48,7 @@ pub struct Trust {
     pub keys: BTreeMap<KeyId, PublicKey>,
     pub roles: Roles,
     /// Lowest release counter a device may still install, by model. Going back below it is refused;
-    /// it only rises.
+    /// it only rises, and a version that changes it needs the publishers' signatures too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub floors: BTreeMap<ModelName, u64>,
 }
