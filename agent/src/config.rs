@@ -186,7 +186,9 @@ impl Raw {
 
     fn add_env(&mut self, env: impl IntoIterator<Item = (String, String)>, wrong: &mut Vec<ConfigError>) {
         for (name, value) in env {
-            if !name.starts_with(ENV_PREFIX) || name == format!("{ENV_PREFIX}CONFIG") {
+            // `..._CONFIG` names the file; `..._BIN` names this program to the controller on the same machine.
+            let other = ["CONFIG", "BIN"].map(|key| format!("{ENV_PREFIX}{key}"));
+            if !name.starts_with(ENV_PREFIX) || other.contains(&name) {
                 continue;
             }
             match KEYS.iter().find(|(key, ..)| env_name(key) == name) {

@@ -12,15 +12,8 @@ use edgefleet_controller::{
         sled_home::{SledConfig, SledStore},
     },
 };
-use edgefleet_tests::faults::{
-    Device, Oracle, Stage, Throttle, failpoint_agent_bin, source::Source, until,
-};
-use std::{
-    collections::BTreeMap,
-    os::unix::process::ExitStatusExt,
-    sync::Arc,
-    time::Duration,
-};
+use edgefleet_tests::faults::{Device, Oracle, Stage, Throttle, failpoint_agent_bin, source::Source, until};
+use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, sync::Arc, time::Duration};
 
 /// From `agent/src/failpoint.rs`, whose own test knows that each is called.
 const NAMES: &str = include_str!("../../agent/src/failpoint.rs");

@@ -44,7 +44,8 @@ fn part(device: &Device) -> Option<(u64, u64)> {
     let part = paths.iter().find(|path| path.extension().is_some_and(|e| e == "part"))?;
     let len = fs::metadata(part).ok()?.len();
     let notes = fs::read(part.with_extension("note")).unwrap_or_default();
-    let noted = notes.chunks_exact(12).filter_map(|note| Some(u64::from_le_bytes(*note.first_chunk()?))).max();
+    let noted =
+        notes.chunks_exact(12).filter_map(|note| Some(u64::from_le_bytes(*note.first_chunk()?))).max();
     Some((len, noted.unwrap_or(0)))
 }
 
@@ -196,7 +197,8 @@ async fn ask(
 ) -> Result<()> {
     let mut question = n;
     loop {
-        let Ok(found) = address.wait_for(|address| !address.is_empty()).await.map(|found| found.clone()) else {
+        let Ok(found) = address.wait_for(|address| !address.is_empty()).await.map(|found| found.clone())
+        else {
             return Ok(());
         };
         let Ok(mut connection) = KeepAlive::connect(&found).await else {
@@ -326,16 +328,22 @@ async fn fifty_kills_at_any_moment_leave_a_right_bundle_and_lose_no_acknowledged
 
     println!("{:<20} {:<10} {:>5}", "phase at the kill", "serves", "kills");
     rows.iter().for_each(|((phase, served), n)| println!("{phase:<20} {served:<10} {n:>5}"));
-    println!("{answers} answers, {broken} cut off by a kill, {total} counted; a kill may cost {exposed} in all");
+    println!(
+        "{answers} answers, {broken} cut off by a kill, {total} counted; a kill may cost {exposed} in all"
+    );
     ensure!(rows.values().sum::<u64>() == KILLS, "{rows:?}");
-    ensure!(total <= answers + broken, "{total} counted, {answers} + {broken} answered: something counted twice");
+    ensure!(
+        total <= answers + broken,
+        "{total} counted, {answers} + {broken} answered: something counted twice"
+    );
     ensure!(total + exposed >= answers, "{total} counted of {answers}, at most {exposed} may be missing");
     let rollouts = stage.get("/api/v1/rollouts").await?;
     for rollout in rollouts["items"].as_array().context("no rollouts")? {
         let counts = &rollout["counts"];
         let failed: u64 =
             counts["failed"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
-        let ended = counts["committed"].as_u64().unwrap_or(0) + counts["superseded"].as_u64().unwrap_or(0) + failed;
+        let ended =
+            counts["committed"].as_u64().unwrap_or(0) + counts["superseded"].as_u64().unwrap_or(0) + failed;
         ensure!(ended == 1, "one device, one attempt, one end: {rollout}");
     }
     Ok(())

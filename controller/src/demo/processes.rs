@@ -12,8 +12,8 @@ use std::{
 
 /// How long a process may take to say where it listens. A busy two-core machine needs seconds.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// From SIGTERM to SIGKILL; the programs promise five seconds.
-const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// From SIGTERM to SIGKILL; the programs promise five seconds, a machine under load may need a few more.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running child; killed when dropped.

@@ -101,8 +101,17 @@ impl Stage {
         let (data, agent) = (self.data(), agent_bin()?);
         let (data_text, agent) = (data.to_string_lossy(), agent.to_string_lossy());
         let args = [
-            "serve", "--data", &data_text, "--https", &self.https, "--mqtt", &self.mqtt, "--agent-bin",
-            &agent, "--limits", "none",
+            "serve",
+            "--data",
+            &data_text,
+            "--https",
+            &self.https,
+            "--mqtt",
+            &self.mqtt,
+            "--agent-bin",
+            &agent,
+            "--limits",
+            "none",
         ];
         let mut serve = Program::start(&controller_bin()?, &args, &[], &self.dir().join("controller.log"))?;
         let addresses = serve.addresses(&data.join("run/addresses.json")).await?;

@@ -1,7 +1,7 @@
 //! Measures what the budgets of ARCHITECTURE promise, on real processes: sizes, memory, start-up.
 //!
 //! `measure footprint --agent-bin FILE` and `measure connections --devices N`. Prints JSON; run it on an
-//! idle machine with exactly one agent on it (`make measure`).
+//! idle machine with exactly one agent on it (`make bench`).
 
 mod clients;
 mod memory;
