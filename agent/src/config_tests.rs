@@ -27,6 +27,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         ("EDGEFLEET_AGENT_DATA".into(), "/from-env".into()),
         ("EDGEFLEET_AGENT_HARDWARE".into(), "from-env".into()),
         ("EDGEFLEET_AGENT_CONFIG".into(), "read by the command line".into()),
+        ("EDGEFLEET_AGENT_BIN".into(), "for a controller on the same machine".into()),
         ("PATH".into(), "/bin".into()),
     ];
     let config = load(Some(file.path()), env, [("hardware", "from-flag".into())]).unwrap();
