@@ -176,8 +176,10 @@ async fn refuses_damage(stage: &Stage, device: &mut Device, counter: u64) -> Res
                 return Ok(Ok(ended.clone()));
             }
             let status = device.status().await?;
-            let error = &status["update"]["slots"]["digits"]["last_error"];
-            let again = error["code"] == "digest-mismatch" && error["at"] != last;
+            let slot = &status["update"]["slots"]["digits"];
+            let error = &slot["last_error"];
+            let waits = slot["phase"] != "download-failed"; // else the controller is about to hear of it
+            let again = waits && error["code"] == "digest-mismatch" && error["at"] != last;
             Ok(if again { Ok(error.clone()) } else { Err(status.to_string()) })
         })
         .await?;
