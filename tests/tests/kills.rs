@@ -222,7 +222,7 @@ async fn ask(
                 }
                 Err(error) => return Err(error),
             };
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if *address.borrow() == found && address.changed().await.is_err() {
             return Ok(());
@@ -246,6 +246,25 @@ async fn settle(stage: &Stage, device: &Device, least: u64) -> Result<u64> {
         let told = stage.post(&path, &json!({"action": {"kind": "report"}})).await;
         let now = counted(stage, device).await?;
         Ok(if now >= least { Ok(now) } else { Err(format!("{now} so far ({:?})", told.err())) })
+    })
+    .await
+}
+
+/// Where kills are aimed at; what is hit is what the table says.
+const AIMS: [&str; 6] = ["", "fetching", "testing", "switching", "probation", "committed"];
+
+/// Waits until the rollout is in that phase on the device, or beyond it.
+async fn aimed(device: &Device, rollout: &str, aim: &str) -> Result<()> {
+    let rank = |phase: &str| AIMS.iter().position(|aim| *aim == phase);
+    until(&format!("{rollout} {aim}"), async || {
+        let status = device.status().await?;
+        let slot = &status["update"]["slots"]["digits"];
+        let under_way = ["target", "active"].iter().any(|at| slot[at]["attempt"].to_string().contains(rollout));
+        let now = phase(&status);
+        // Given up, or come to the end: no phase follows.
+        let there = under_way && rank(&now).is_none_or(|now| Some(now) >= rank(aim));
+        let refused = slot["last_error"]["attempt"].to_string().contains(rollout);
+        Ok(if aim.is_empty() || there || refused { Ok(()) } else { Err(status.to_string()) })
     })
     .await
 }
@@ -277,44 +296,41 @@ async fn fifty_kills_at_any_moment_leave_a_right_bundle_and_lose_no_acknowledged
     let mut exposed = 0; // answers given since the device last sent all it had counted: a kill may cost them
     let (mut base_counted, mut base_answers) = (0, 0);
     for n in 0..KILLS {
-        let wanted = (n + 1) % 3 + 1;
-        stage.assign(wanted, 1).await?;
-        match n % 9 {
-            // Switched while offline: the windows of the old bundle wait on disk, and are all there afterwards.
-            8 => {
-                offline_windows_survive(&stage, &mut device, &link, &askers, &oracle, &mut rows).await?;
-                (base_counted, base_answers) = (counted(&stage, &device).await?, askers.answers());
-                continue;
-            }
+        if n % 18 == 17 {
+            offline_windows_survive(&stage, &mut device, &link, &askers, &oracle, &mut rows).await?;
+            (base_counted, base_answers) = (counted(&stage, &device).await?, askers.answers());
+            continue;
+        }
+        let rollout = stage.assign((n + 1) % 3 + 1, 1).await?;
+        let (aim, pause) = (random.random_range(0..AIMS.len()), random.random_range(0..300));
+        aimed(&device, &rollout, AIMS[aim]).await?;
+        match n % 3 {
             // Everything counted so far has to be there before the kill.
-            2 | 5 => {
+            0 => {
                 let answers = askers.answers();
-                let least = base_counted + (answers - base_answers);
-                settle(&stage, &device, least).await?;
+                settle(&stage, &device, base_counted + (answers - base_answers)).await?;
                 base_answers = answers;
             }
             // Killed while windows or their acknowledgements are on the way.
-            1 | 4 | 7 => {
+            1 => {
                 let path = format!("/api/v1/devices/{}/commands", device.id);
                 let body = json!({"action": {"kind": "report"}});
                 let report = stage.post(&path, &body);
-                let limit = Duration::from_millis(random.random_range(1..120));
-                tokio::time::timeout(limit, report).await.ok();
+                tokio::time::timeout(Duration::from_millis(pause), report).await.ok();
             }
-            _ => {}
+            _ => tokio::time::sleep(Duration::from_millis(pause)).await,
         }
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..2_200))).await;
         let seen = device.status().await.map_or_else(|_| "none".into(), |status| phase(&status));
         askers.point_to("");
         device.kill();
         exposed += askers.answers() - base_answers;
         let served = restart(&mut device, &link, &oracle, &["digits@1", "digits@2", "digits@3"]).await?;
         *rows.entry((seen, served)).or_default() += 1;
-        // The oracle's own questions are answers, too.
+        base_counted = counted(&stage, &device).await?;
+        base_answers = askers.answers();
+        // The questions of the restart are answers, too.
         askers.heard.answers.fetch_add(oracle.questions() as u64, Ordering::SeqCst);
         askers.point_to(&device.http);
-        (base_counted, base_answers) = (counted(&stage, &device).await?, askers.answers());
-        base_answers -= oracle.questions() as u64;
     }
     let last = stage.assign(2, 1).await?;
     stage.committed(&last, &device).await?;

@@ -35,7 +35,7 @@ pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Result<Result<T
     }
 }
 
-/// A controller with its folder. The folder stays if the test fails.
+/// A controller with its folder. The folder stays if the test panics, or where EDGEFLEET_TEST_KEEP is set.
 pub struct Stage {
     dir: Option<TempDir>,
     serve: Option<Program>,
@@ -295,7 +295,8 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if std::thread::panicking()
+        let keep = std::thread::panicking() || std::env::var_os("EDGEFLEET_TEST_KEEP").is_some();
+        if keep
             && let Some(dir) = self.dir.take()
         {
             eprintln!("the stage stays in `{}`", dir.keep().display());

@@ -11,6 +11,7 @@ use crate::update::machine::{Event, SlotState, Work};
 use bytes::Bytes;
 use edgefleet_shared::{
     desired::Desired,
+    digest::BlobDigest,
     reported::{Refusal, RefusalCode},
     trust::{RoleName, TrustError},
 };
@@ -21,15 +22,14 @@ impl Updater {
         match next.accept(&raw, &self.config.device, (self.config.clock)()) {
             Ok((desired, _)) if desired.slots.len() > MAX_SLOTS => {
                 let found = desired.slots.len();
-                self.refuse(
-                    RefusalCode::DocumentMalformed,
-                    format!("{found} slots, {MAX_SLOTS} are allowed"),
-                );
+                let said = format!("{found} slots, {MAX_SLOTS} are allowed");
+                self.refuse_document(&raw, RefusalCode::DocumentMalformed, said);
             }
             Ok((desired, _)) => {
                 // Whatever is Known here may not have reached the slots before a kill: always applied.
                 if let Err(e) = self.trust.set(next) {
-                    return self.refuse(storage_code(&e), chain(&e)); // comes again at the next connect
+                    // It comes again at the next connect.
+                    return self.refuse_document(&raw, storage_code(&e), chain(&e));
                 }
                 self.refused = None;
                 self.pending = None;
@@ -44,8 +44,20 @@ impl Updater {
                 self.pending = Some((raw, e));
                 self.fetch_trust();
             }
-            Err(e) => self.refuse(RefusalCode::from(&e), chain(&e)),
+            Err(e) => self.refuse_document(&raw, RefusalCode::from(&e), chain(&e)),
         }
+    }
+
+    /// Refuses a desired state. The controller answers a report of an older generation by sending the
+    /// desired state again: saying the same of the same bytes each time would never end.
+    fn refuse_document(&mut self, raw: &[u8], code: RefusalCode, message: String) {
+        let digest = BlobDigest::of(raw);
+        let said = self.refused.as_ref().is_some_and(|refused| refused.code == code);
+        if said && self.refused_document == Some(digest) {
+            return;
+        }
+        self.refuse(code, message);
+        self.refused_document = Some(digest);
     }
 
     async fn apply(&mut self, desired: Desired) {
@@ -72,6 +84,7 @@ impl Updater {
 
     pub(super) fn refuse(&mut self, code: RefusalCode, message: String) {
         tracing::warn!(%code, message, "document refused");
+        self.refused_document = None;
         self.refused = Some(Refusal { subject: Some("desired state".into()), ..self.refusal(code, message) });
         self.dirty = true;
     }
@@ -97,6 +110,7 @@ impl Updater {
 
     pub(super) async fn trust_came(&mut self, version: u64, result: Result<Bytes, TransferError>) {
         self.trust_job = None;
+        let came = result.is_ok();
         let problem = match result.map(|raw| self.trust.advance(&raw)) {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(refused))) => Some((RefusalCode::from(&refused), chain(&refused))),
@@ -109,8 +123,8 @@ impl Updater {
                 ))
             }
         };
-        self.dirty = true;
         if problem.is_none() {
+            self.dirty = true;
             self.check_again().await;
         }
         match problem {
@@ -121,8 +135,14 @@ impl Updater {
                 }
             }
             Some((code, said)) => match self.pending.take() {
+                // It only names the trust document; that one is what cannot be believed.
+                Some((raw, why @ TrustError::TrustBehind { .. })) if came => {
+                    self.refuse_document(&raw, code, format!("trust document {version}: {said} ({why})"));
+                }
                 // The document's own fault comes first; that nothing newer helps is the footnote.
-                Some((_, why)) => self.refuse(RefusalCode::from(&why), format!("{why} ({said})")),
+                Some((raw, why)) => {
+                    self.refuse_document(&raw, RefusalCode::from(&why), format!("{why} ({said})"));
+                }
                 None => self.refuse(code, said),
             },
         }

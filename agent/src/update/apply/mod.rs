@@ -26,6 +26,7 @@ use crate::{
 use bytes::Bytes;
 use edgefleet_shared::{
     desired::Settings,
+    digest::BlobDigest,
     ids::{DeviceId, SlotName},
     message::TrustHead,
     reported::{Phase, Refusal, RefusalCode},
@@ -124,6 +125,8 @@ pub struct Updater {
     origin: Instant,
     settings: watch::Sender<Settings>,
     refused: Option<Refusal>,
+    /// The desired state that `refused` is about, if it is about one.
+    refused_document: Option<BlobDigest>,
     /// A desired state that waits for trust documents, and why it could not be taken without.
     pending: Option<(Bytes, TrustError)>,
     /// The newest trust version heard of.
@@ -183,6 +186,7 @@ impl Updater {
             internal: mpsc::unbounded_channel(),
             origin: now,
             refused: None,
+            refused_document: None,
             pending: None,
             trust_job: None,
             stalled: VecDeque::new(),

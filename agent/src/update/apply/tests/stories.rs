@@ -187,6 +187,33 @@ async fn a_missing_trust_document_is_fetched_first_or_reported() {
     assert_eq!((report.trust_version, report.refused), (3, None));
 }
 
+/// The controller answers every report of an older generation with its desired state.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_said_once_however_often_the_document_comes() {
+    let mut rig = Rig::new();
+    rig.start().await;
+    let mut behind = rig.signers.desired_document(1, &[]);
+    behind.trust_version = 2;
+    let mut stale = rig.signers.desired_document(2, &[]);
+    stale.expires = stale.issued;
+    let foreign = Signers::new();
+    rig.outside.objects.lock().insert(FetchObject::Trust(2), foreign.trust(2));
+    for (desired, code) in
+        [(behind, RefusalCode::SignatureInvalid), (stale, RefusalCode::Expired)]
+    {
+        let raw: Bytes = rig.signers.seal_desired(&desired).into();
+        rig.tell(Command::Desired(raw.clone())).await;
+        rig.until("the refusal", |r| r.refused.as_ref().is_some_and(|r| r.code == code)).await;
+        let mut reports = rig.outside.report.subscribe();
+        reports.mark_unchanged();
+        for _ in 0..3 {
+            rig.tell(Command::Desired(raw.clone())).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        assert!(!reports.has_changed().unwrap(), "{code} was said again");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rotated_controller_key_is_learnt_from_the_next_trust_document() {
     let mut rig = Rig::new();
