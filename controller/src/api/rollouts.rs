@@ -2,7 +2,7 @@
 
 use super::{
     access::Caller,
-    extract::{ApiJson, ApiPath, Pairs},
+    extract::{ApiJson, ApiPath, MAX_LIMIT, Pairs, cursor},
     operations::Operations,
     problem::Problem,
     views::Listing,
@@ -19,7 +19,7 @@ use edgefleet_shared::{
     selector::Selector,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{fmt::Display, str::FromStr, sync::Arc};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -140,16 +140,16 @@ fn rollout_id(now: edgefleet_shared::time::Timestamp) -> Result<RolloutId, Probl
     format!("r-{time}-{random:04x}").parse().map_err(|error| Problem::internal(&error))
 }
 
-/// All rollouts, oldest first.
+/// Rollouts, oldest first.
 #[utoipa::path(get, path = "/api/v1/rollouts", tag = "rollouts", security(("bearer" = ["read"])),
-    responses((status = 200, description = "All rollouts", body = Listing<Object>)))]
+    params(("cursor" = Option<String>, Query), ("limit" = Option<usize>, Query, description = "1 to 1,000")),
+    responses((status = 200, description = "One page", body = Listing<Object>)))]
 async fn list_rollouts(
     State(operations): State<Arc<Operations>>,
     query: Pairs,
 ) -> Result<Json<Listing<RolloutRecord>>, Problem> {
-    query.only(&[])?;
-    let items = operations.assignments.list().await.map_err(FleetError::from)?;
-    Ok(Json(Listing { items, next: None }))
+    let all = operations.assignments.list().await.map_err(FleetError::from)?;
+    Ok(Json(one_page(all, &query, |rollout| &rollout.id)?))
 }
 
 /// One rollout with its counts.
@@ -165,15 +165,36 @@ async fn show_rollout(
 
 /// Every device of a rollout and how its attempt stands.
 #[utoipa::path(get, path = "/api/v1/rollouts/{id}/attempts", tag = "rollouts", security(("bearer" = ["read"])),
-    params(("id" = String, Path)),
-    responses((status = 200, description = "All attempts", body = Listing<Object>)))]
+    params(("id" = String, Path), ("cursor" = Option<String>, Query),
+        ("limit" = Option<usize>, Query, description = "1 to 1,000")),
+    responses((status = 200, description = "One page", body = Listing<Object>)))]
 async fn list_attempts(
     State(operations): State<Arc<Operations>>,
     ApiPath(id): ApiPath<RolloutId>,
+    query: Pairs,
 ) -> Result<Json<Listing<AttemptRecord>>, Problem> {
     operations.assignments.show(&id).await?;
-    let items = operations.assignments.attempts(&id).await.map_err(FleetError::from)?;
-    Ok(Json(Listing { items, next: None }))
+    let all = operations.assignments.attempts(&id).await.map_err(FleetError::from)?;
+    Ok(Json(one_page(all, &query, |attempt| &attempt.device)?))
+}
+
+/// The part of `all`, which is sorted by `id`, that `query` asks for; without a `limit` as much as one page
+/// may hold.
+fn one_page<T, I: Ord + FromStr + Display>(
+    mut all: Vec<T>,
+    query: &Pairs,
+    id: impl Fn(&T) -> &I,
+) -> Result<Listing<T>, Problem> {
+    query.only(&["cursor", "limit"])?;
+    let (after, limit) = query.page::<I>()?;
+    let limit = if query.one::<usize>("limit")?.is_some() { limit } else { MAX_LIMIT };
+    if let Some(after) = after {
+        all.retain(|one| *id(one) > after);
+    }
+    let more = all.len() > limit;
+    all.truncate(limit);
+    let next = all.last().filter(|_| more).map(|last| cursor(&id(last).to_string()));
+    Ok(Listing { items: all, next })
 }
 
 impl From<AssignError> for Problem {

@@ -31,7 +31,7 @@ use crate::{
         server_names::{ServerNames, host_of},
     },
     ingest::Ingest,
-    link::{EventLoop, EventTotals, HandOut, Takeovers},
+    link::{EventLoop, EventTotals, HandOut, Resends, Takeovers},
     registry::{self, Registry, RegistryParts, probe::Prober},
     signing::{
         http::{self as trust_http, TrustApi},
@@ -155,6 +155,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         replies: replies.clone(),
         totals: event_totals.clone(),
         takeovers: Mutex::new(Takeovers::default()),
+        resends: Mutex::new(Resends::default()),
     };
     let events = tokio::spawn(event_loop.run(events));
     let (driver, orders) = Driver::new(assignments.clone(), hand_out, fleet.clone(), blocks.clone());
