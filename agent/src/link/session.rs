@@ -218,7 +218,8 @@ fn lost(error: &ConnectionError, since: Option<Instant>) -> End {
     End::Lost(ended, explain(error))
 }
 
-/// The broker ended the connection in good order: a takeover, a kick, or its own shutdown.
+/// The broker ended the connection in good order: a takeover, a kick, or its own shutdown. The embedded
+/// one says so with a DISCONNECT, which MQTT 3.1.1 does not know in this direction.
 fn is_silent_close(error: &ConnectionError) -> bool {
     let closed = |kind| {
         matches!(
@@ -227,7 +228,7 @@ fn is_silent_close(error: &ConnectionError) -> bool {
         )
     };
     match error {
-        ConnectionError::MqttState(StateError::ConnectionAborted) => true,
+        ConnectionError::MqttState(StateError::ConnectionAborted | StateError::WrongPacket) => true,
         ConnectionError::MqttState(StateError::Io(e)) | ConnectionError::Io(e) => closed(e.kind()),
         _ => false,
     }
@@ -239,7 +240,7 @@ fn explain(error: &ConnectionError) -> String {
         ConnectionError::ConnectionRefused(
             ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
         ) => return "the broker does not accept this device (revoked, or another CA)".into(),
-        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+        ConnectionError::MqttState(StateError::ConnectionAborted | StateError::WrongPacket) => {
             return "the broker closed the connection".into();
         }
         _ => {}
@@ -254,4 +255,26 @@ fn explain(error: &ConnectionError) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Told apart, or two agents with one identity would fight as fast as a broken line is retried.
+    #[test]
+    fn an_end_by_the_broker_is_no_broken_line() {
+        let state = |error| ConnectionError::MqttState(error);
+        let eof = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        for (error, silent) in [
+            (state(StateError::ConnectionAborted), true), // Mosquitto: TLS ends in good order
+            (state(StateError::WrongPacket), true),       // embedded: DISCONNECT
+            (state(StateError::Io(eof())), true),
+            (ConnectionError::Io(io::ErrorKind::ConnectionRefused.into()), false),
+            (state(StateError::AwaitPingResp), false),
+            (ConnectionError::NetworkTimeout, false),
+        ] {
+            assert_eq!(is_silent_close(&error), silent, "{error}");
+        }
+    }
 }

@@ -1,6 +1,11 @@
 //! Routes what devices say.
 
-use super::{handout::HandOut, lanes::Lanes, takeovers::Takeovers};
+use super::{
+    handout::HandOut,
+    lanes::Lanes,
+    resend::{Resends, Said},
+    takeovers::Takeovers,
+};
 use crate::{
     broker::{BrokerEvent, Upstream},
     clock,
@@ -58,6 +63,7 @@ pub struct EventLoop {
     pub replies: broadcast::Sender<Reply>,
     pub totals: Arc<EventTotals>,
     pub takeovers: Mutex<Takeovers>,
+    pub resends: Mutex<Resends>,
 }
 
 impl EventLoop {
@@ -178,7 +184,7 @@ impl EventLoop {
         let Ok(known) = self.fleet.device(&device) else { return };
         let last = known.status.reported.as_ref().map(|last| last.boot);
         let first = !known.status.online || last != Some(report.boot);
-        let generation = report.generation;
+        let (generation, boot) = (report.generation, report.boot);
         self.presence(&device, true, "online").await;
         if let Err(error) = self.fleet.record_report(report).await {
             tracing::error!(%device, %error, "report.store");
@@ -193,7 +199,10 @@ impl EventLoop {
                 return;
             }
         };
-        if first || generation != current || reason.nonce.is_some() {
+        let said = Said { boot, generation, current, nonce: reason.nonce.clone() };
+        let asks = generation != current || reason.nonce.is_some();
+        let due = (first || asks) && self.resends.lock().is_due(&device, said, clock::now());
+        if first || due {
             self.hand_out.send(&device, &reason, true).await;
         }
     }

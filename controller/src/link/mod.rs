@@ -6,8 +6,10 @@
 mod events;
 mod handout;
 mod lanes;
+mod resend;
 mod takeovers;
 
 pub use events::{EventLoop, EventTotals};
 pub use handout::HandOut;
+pub use resend::Resends;
 pub use takeovers::Takeovers;

@@ -52,6 +52,11 @@ pub(super) fn add(metrics: &Metrics, operations: &Arc<Operations>, broker: &Arc<
                 "Blob bytes sent to devices over MQTT",
                 operations.blocks.sent_bytes(),
             ),
+            (
+                "edgefleet_fetch_refused_total",
+                "Requests for blocks refused as malformed",
+                operations.blocks.refused(),
+            ),
         ] {
             text.single(name, MetricKind::Counter, help, value);
         }

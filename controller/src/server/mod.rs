@@ -35,7 +35,7 @@ use crate::{
         server_names::{ServerNames, host_of},
     },
     ingest::Ingest,
-    link::{EventLoop, EventTotals, HandOut, Takeovers},
+    link::{EventLoop, EventTotals, HandOut, Resends, Takeovers},
     registry::{self, Registry, RegistryParts, probe::Prober},
     signing::{
         http::{self as trust_http, TrustApi},
@@ -166,6 +166,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         replies: replies.clone(),
         totals: event_totals.clone(),
         takeovers: Mutex::new(Takeovers::default()),
+        resends: Mutex::new(Resends::default()),
     };
     tasks.spawn("device messages", |stop| event_loop.run(events, stop));
     let (driver, orders) = Driver::new(DriverParts {

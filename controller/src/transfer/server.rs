@@ -95,6 +95,7 @@ pub struct BlockServer {
     busy: Mutex<HashMap<DeviceId, usize>>,
     totals: Mutex<HashMap<DeviceId, TransferTotals>>,
     sent_bytes: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl BlockServer {
@@ -108,6 +109,7 @@ impl BlockServer {
             busy: Mutex::new(HashMap::new()),
             totals: Mutex::new(HashMap::new()),
             sent_bytes: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -118,6 +120,11 @@ impl BlockServer {
     /// Payload bytes sent to all devices.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were none, or in another device's name.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub fn forget_idle(&self) {
@@ -133,10 +140,12 @@ impl BlockServer {
         let request = match FetchRequest::parse(payload) {
             Ok(request) if request.device == device => request,
             Ok(request) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%device, claimed = %request.device, "fetch.refuse: names another device");
                 return;
             }
             Err(error) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
                 // Without a readable id there is nobody to answer.
                 tracing::warn!(%device, %error, "fetch.refuse");
                 return;

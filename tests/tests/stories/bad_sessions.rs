@@ -120,7 +120,8 @@ async fn refused(fleet: &Fleet<'_>) -> Result<f64> {
     let api = &fleet.controller.api;
     let of_messages = api.metric("edgefleet_mqtt_malformed_total").await?;
     let of_telemetry = api.metric("edgefleet_telemetry_refused_total").await?;
-    Ok(of_messages + of_telemetry)
+    let of_fetches = api.metric("edgefleet_fetch_refused_total").await?;
+    Ok(of_messages + of_telemetry + of_fetches)
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ async fn a_second_controller_on_the_same_folder_is_refused_and_the_first_goes_on
     let status = second.ended(Duration::from_secs(20)).await?;
     let log = second.log();
     ensure!(status.code() == Some(1), "{status}: {log}");
-    ensure!(log.contains("in use") && log.contains(&*data.to_string_lossy()), "{log}");
+    ensure!(log.contains("another controller is using") && log.contains(&*data.to_string_lossy()), "{log}");
     // Its addresses still lead to the first one.
     fleet.controller.run(&["device", "ping", &fleet.agents[0].id]).await?;
     answers(&fleet.agents[0].base, "digits@1").await?;

@@ -2,16 +2,19 @@
 
 use anyhow::{Result, ensure};
 use edgefleet_tests::{
-    binaries::repository, controller::Controller, fleet::Fleet, inference::answers, models, place::Place,
+    binaries::repository,
+    controller::Controller,
+    fleet::Fleet,
+    inference::answers,
+    models,
+    place::Place,
+    waiting::{PATIENCE, until},
 };
 
 mod alone {
     use super::*;
     use anyhow::Context;
-    use edgefleet_tests::{
-        inference::{Holdout, infer},
-        waiting::{PATIENCE, until},
-    };
+    use edgefleet_tests::inference::{Holdout, infer};
     use std::{
         collections::BTreeMap,
         sync::{
@@ -102,9 +105,13 @@ async fn a_bundle_that_contradicts_its_golden_samples_is_refused_at_the_push_and
     let attempts = controller.ended(&rollout).await?;
     ensure!(attempts[0]["code"] == "golden-mismatch", "{attempts:?}");
     answers(&agent.base, "digits@2").await?;
-    let shown = controller.table(&["device", "show", &agent.id]).await?;
-    ensure!(shown.contains("serves digits@2, preflight-failed"), "{shown}");
-    ensure!(shown.contains("golden-mismatch: "), "{shown}");
+    until("the device's own report of it", PATIENCE, async || {
+        let shown = controller.table(&["device", "show", &agent.id]).await?;
+        ensure!(shown.contains("serves digits@2, preflight-failed"), "{shown}");
+        ensure!(shown.contains("golden-mismatch: "), "{shown}");
+        Ok(())
+    })
+    .await?;
     let shown = controller.table(&["rollout", "show", &rollout]).await?;
     ensure!(shown.contains("golden-mismatch"), "{shown}");
     fleet.stop().await?;
