@@ -7,6 +7,8 @@ mod events;
 mod handout;
 mod lanes;
 mod takeovers;
+#[cfg(test)]
+mod tests;
 
 pub use events::{EventLoop, EventTotals};
 pub use handout::HandOut;
