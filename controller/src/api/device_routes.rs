@@ -9,7 +9,11 @@ use super::{
     range::{Wanted, wanted},
     views,
 };
-use crate::blobs::{BlobError, BlobStore};
+use crate::{
+    blobs::{BlobError, BlobStore},
+    fleet::FleetError,
+    registry::BUNDLE_BLOB,
+};
 use axum::{
     Json,
     body::Body,
@@ -77,7 +81,7 @@ async fn renew(
     Ok(Json(state.fleet.renew(&device.0, &request).await?))
 }
 
-/// Bytes of a blob, whole or one range of them.
+/// Bytes of a blob of an accepted bundle, whole or one range of them.
 #[utoipa::path(get, path = "/api/v1/device/blobs/{digest}", tag = "device", security(("device" = [])),
     params(("digest" = String, Path, description = "`sha256:` and 64 hexadecimal digits"),
         ("range" = Option<String>, Header, description = "One range: `bytes=0-1023`")),
@@ -89,6 +93,11 @@ async fn blob(
     ApiPath(digest): ApiPath<BlobDigest>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    // As over MQTT: every enrolled device may have any accepted bundle, and nothing else that lies here.
+    let offered = state.fleet.store().get(BUNDLE_BLOB, &digest.to_hex()).await.map_err(FleetError::from)?;
+    if offered.is_none() {
+        return Err(BlobError::NotFound { digest }.into());
+    }
     let size = state.blobs.size(&digest).await?;
     let tag = format!("\"{digest}\"");
     let (status, start, len) = match wanted(&headers, &tag, size) {

@@ -3,7 +3,7 @@
 use crate::{
     broker::mosquitto::{MosquittoParams, mosquitto_config},
     clock,
-    fleet::{ca::Ca, data_dir::write_private, server_names::ServerNames},
+    fleet::{ca::Ca, data_dir::write_public, server_names::ServerNames},
     server::controller_name,
 };
 use anyhow::Context;
@@ -35,7 +35,8 @@ pub struct MosquittoArgs {
     /// Folder for the files; made if missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Account Mosquitto changes to when started by root [default: its own]
+    /// Account Mosquitto changes to when started by root [default: its own]. It reads certificates, key and
+    /// revocation list in the controller's folder, on every reload too: give it the controller's account
     #[arg(long, value_name = "USER")]
     user: Option<String>,
 }
@@ -52,7 +53,7 @@ impl BrokerCommand {
         let crl_file = data.join("broker/ca.crl");
         if !crl_file.exists() {
             std::fs::create_dir_all(data.join("broker"))?;
-            write_private(&crl_file, authority.revocation_list(&[], 1, clock::now())?.as_bytes())?;
+            write_public(&crl_file, authority.revocation_list(&[], 1, clock::now())?.as_bytes())?;
         }
         let config = mosquitto_config(&MosquittoParams {
             listen: args.listen,
@@ -65,8 +66,8 @@ impl BrokerCommand {
             controllers: vec![controller_name(authority.controller())?],
             user: args.user,
         })?;
-        write_private(&out.join("mosquitto.conf"), config.conf.as_bytes())?;
-        write_private(&out.join("acl"), config.acl.as_bytes())?;
+        write_public(&out.join("mosquitto.conf"), config.conf.as_bytes())?;
+        write_public(&out.join("acl"), config.acl.as_bytes())?;
         println!("{}", out.join("mosquitto.conf").display());
         Ok(())
     }

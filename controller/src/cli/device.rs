@@ -273,8 +273,8 @@ fn devices(all: &[DeviceView]) -> String {
     let rows = all.iter().map(|device| {
         let serves: Vec<_> = device
             .slots
-            .iter()
-            .map(|(_, slot)| match (&slot.active, slot.phase.is_failure()) {
+            .values()
+            .map(|slot| match (&slot.active, slot.phase.is_failure()) {
                 (Some(bundle), false) => format!("{bundle} {}", slot.phase),
                 (Some(bundle), true) => format!("{bundle} ({})", slot.phase),
                 (None, _) => slot.phase.to_string(),

@@ -1,6 +1,6 @@
 //! `edgefleet keys ...`: who is trusted, and making keys on a machine without network.
 
-use super::{context::Context, failure::Failure, model::new_table};
+use super::{context::Context, failure::Failure, table};
 use crate::{
     clock,
     signing::{
@@ -79,17 +79,16 @@ async fn show(context: &Context) -> Result<(), Failure> {
 }
 
 fn show_summary(summary: &TrustSummary) -> String {
-    let mut table = new_table(&["ROLE", "NEEDS", "KEY", "PRIVATE PART"]);
-    for role in &summary.roles {
-        for key in &role.keys {
-            table.add_row([
-                role.role.to_string(),
-                format!("{} of {}", role.threshold, role.keys.len()),
-                key.id.to_string(),
-                if key.on_controller { "on the controller" } else { "elsewhere" }.to_owned(),
-            ]);
-        }
-    }
+    let keys = summary.roles.iter().flat_map(|role| role.keys.iter().map(move |key| (role, key)));
+    let rows = keys.map(|(role, key)| {
+        vec![
+            role.role.to_string(),
+            format!("{} of {}", role.threshold, role.keys.len()),
+            key.id.to_string(),
+            if key.on_controller { "on the controller" } else { "elsewhere" }.to_owned(),
+        ]
+    });
+    let table = table::of(&["ROLE", "NEEDS", "KEY", "PRIVATE PART"], rows);
     let floors: Vec<_> =
         summary.floors.iter().map(|(model, floor)| format!("{model} from @{floor}")).collect();
     let floors =
@@ -124,20 +123,21 @@ fn make(context: &Context, args: NewTrustArgs) -> Result<(), Failure> {
         "expires": set.expires,
     });
     context.print(&value, |_| {
-        let mut table = new_table(&["FILE", "KEY", "GOES TO"]);
+        let mut rows = Vec::new();
         for (index, (path, id)) in set.trust.iter().enumerate() {
             let holder = format!("holder {} of trust keys, on a stick in a safe", index + 1);
-            table.add_row([path.display().to_string(), id.to_string(), holder]);
+            rows.push(vec![path.display().to_string(), id.to_string(), holder]);
         }
         for (path, id) in &set.publishers {
-            table.add_row([
+            rows.push(vec![
                 path.display().to_string(),
                 id.to_string(),
                 "that person or CI system".to_owned(),
             ]);
         }
         let server = set.server.display();
-        table.add_row([server.to_string(), set.controller.to_string(), "the controller".to_owned()]);
+        rows.push(vec![server.to_string(), set.controller.to_string(), "the controller".to_owned()]);
+        let table = table::of(&["FILE", "KEY", "GOES TO"], rows.into_iter());
         format!(
             "{table}\nTrust 1 is {}, expires {}\n\
              Next: copy the content of {server} into the controller's data folder before its first start\n  \

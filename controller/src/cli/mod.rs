@@ -51,6 +51,7 @@ enum Command {
     /// Devices: invite, list, show, label, remove
     Device(Remote<device::DeviceCommand>),
     /// Give a bundle to every enrolled device that is selected: a rollout of one stage
+    #[command(after_help = rollout::ASSIGN_EXAMPLES)]
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
@@ -75,7 +76,7 @@ struct Remote<C: Subcommand> {
     command: C,
 }
 
-/// The same for a command without verbs.
+// The same for a command without verbs. Not a doc comment: clap would show it as the command's help.
 #[derive(Debug, clap::Args)]
 struct Call<A: clap::Args> {
     #[command(flatten)]

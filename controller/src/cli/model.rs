@@ -1,6 +1,6 @@
 //! `edgefleet model ...`: from an ONNX file to a bundle in the registry.
 
-use super::{client::ClientError, context::Context, failure::Failure, verdict};
+use super::{client::ClientError, context::Context, failure::Failure, table, verdict};
 use crate::{
     clock,
     registry::{
@@ -16,7 +16,6 @@ use crate::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use edgefleet_shared::{
     bundle::{BlobRef, Manifest, manifest::MAX_MANIFEST_BYTES},
     digest::BlobDigest,
@@ -169,7 +168,7 @@ async fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
     });
     context.print(&value, |_| {
         let checks = match &verdict {
-            Some(verdict) => format!("{}\n", verdict::table(verdict)),
+            Some(verdict) => format!("{}\n", verdict::show(verdict)),
             None => "Not checked (--no-probe); the controller will check it at the push.\n".to_owned(),
         };
         let next = if verdict.as_ref().is_some_and(|verdict| !verdict.ok) {
@@ -272,7 +271,7 @@ async fn push(context: &Context, args: PushArgs) -> Result<(), Failure> {
         if let ClientError::Problem(problem) = &error
             && let Some(verdict) = &problem.verdict
         {
-            eprintln!("{}", verdict::table(verdict));
+            eprintln!("{}", verdict::show(verdict));
         }
         Failure::from(error)
     })?;
@@ -292,7 +291,7 @@ async fn push(context: &Context, args: PushArgs) -> Result<(), Failure> {
         };
         let mut text = format!("{what} {} ({})\n", record.name, record.digest);
         if let Some(verdict) = &record.checks.verdict {
-            text.push_str(&format!("{}\n", verdict::table(verdict)));
+            text.push_str(&format!("{}\n", verdict::show(verdict)));
         }
         if let Some(overridden) = &record.overridden {
             text.push_str(&format!(
@@ -331,19 +330,18 @@ async fn list(context: &Context) -> Result<(), Failure> {
         if models.items.is_empty() {
             return "No models yet. Begin with `edgefleet model init MODEL.onnx`.".to_owned();
         }
-        let mut table = new_table(&["MODEL", "NEWEST", "BUNDLES", "VERSION", "SIZE", "PUSHED"]);
-        for model in &models.items {
+        let rows = models.items.iter().map(|model| {
             let last = model.bundles.last();
-            table.add_row([
+            vec![
                 model.name.to_string(),
                 format!("@{}", model.newest),
                 model.bundles.len().to_string(),
                 last.map(|line| line.version.clone()).unwrap_or_default(),
                 last.map(|line| HumanBytes(line.size).to_string()).unwrap_or_default(),
                 last.map(|line| line.at.to_string()).unwrap_or_default(),
-            ]);
-        }
-        table.to_string()
+            ]
+        });
+        table::of(&["MODEL", "NEWEST", "BUNDLES", "VERSION", "SIZE", "PUSHED"], rows)
     })
 }
 
@@ -358,9 +356,8 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     let name: ModelName = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let model: ModelSummary = client.get(&format!("/api/v1/models/{name}")).await?;
     context.print(&model, |model| {
-        let mut table = new_table(&["BUNDLE", "VERSION", "CHECK", "SIZE", "PUSHED", "BY", "DIGEST"]);
-        for line in &model.bundles {
-            table.add_row([
+        let rows = model.bundles.iter().map(|line| {
+            vec![
                 format!("{}@{}", model.name, line.counter),
                 line.version.clone(),
                 if line.checks_passed { "passed" } else { "FAILED, overridden" }.to_owned(),
@@ -368,17 +365,17 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
                 line.at.to_string(),
                 line.pushed_by.clone(),
                 line.digest.short(),
-            ]);
-        }
-        table.to_string()
+            ]
+        });
+        table::of(&["BUNDLE", "VERSION", "CHECK", "SIZE", "PUSHED", "BY", "DIGEST"], rows)
     })
 }
 
 fn show_bundle(view: &BundleView) -> String {
     let record = &view.bundle;
     let signers: Vec<_> = record.signers.iter().map(ToString::to_string).collect();
-    let mut table = new_table(&["FIELD", "VALUE"]);
-    for (field, value) in [
+    let overridden = record.overridden.as_ref().map(|one| format!("{} by {}", one.reason, one.by));
+    let rows = [
         ("bundle", record.name.to_string()),
         ("version", record.version.clone()),
         ("description", record.description.clone()),
@@ -388,21 +385,11 @@ fn show_bundle(view: &BundleView) -> String {
         ("hardware", if record.hardware.is_empty() { "any".to_owned() } else { record.hardware.join(", ") }),
         ("size", format!("{} in {} blobs", HumanBytes(record.size), record.blobs)),
         ("pushed", format!("{} by {}", record.at, record.pushed_by)),
-    ] {
-        table.add_row([field.to_owned(), value]);
-    }
-    if let Some(overridden) = &record.overridden {
-        table.add_row(["check overridden".to_owned(), format!("{} by {}", overridden.reason, overridden.by)]);
-    }
-    let checks = record.checks.verdict.as_ref().map(verdict::table).unwrap_or_default();
-    format!("{table}\n{checks}")
-}
-
-/// A table with these column names.
-pub(super) fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
-    table
+    ];
+    let rows = rows.into_iter().chain(overridden.map(|text| ("check overridden", text)));
+    let rows = rows.map(|(field, value)| vec![field.to_owned(), value]);
+    let checks = record.checks.verdict.as_ref().map(verdict::show).unwrap_or_default();
+    format!("{}\n\n{checks}", table::of(&["FIELD", "VALUE"], rows))
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {

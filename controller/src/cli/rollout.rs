@@ -12,12 +12,12 @@ use edgefleet_shared::{
 };
 use std::time::Duration;
 
-/// Give a bundle to every enrolled device that is selected: a rollout of one stage.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
+pub(super) const ASSIGN_EXAMPLES: &str = "Examples:
   edgefleet assign digits@1 --select site=lab
   edgefleet assign digits@2 --select 'site=plant-7, arch=aarch64' --dry-run
-  edgefleet assign digits@2 --select '' --yes --reason 'new training set'     (everybody)")]
+  edgefleet assign digits@2 --select '' --yes --reason 'new training set'     (everybody)";
+
+#[derive(Debug, Args)]
 pub struct AssignArgs {
     /// What to give, as MODEL@COUNTER
     bundle: BundleName,

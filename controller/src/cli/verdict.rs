@@ -1,15 +1,13 @@
 //! A probe's verdict for people.
 
-use super::{failure::Failure, model::new_table};
+use super::{failure::Failure, table};
 use edgefleet_shared::probe::ProbeVerdict;
 use indicatif::HumanBytes;
 
 /// What was checked and how it went.
-pub(super) fn table(verdict: &ProbeVerdict) -> String {
-    let mut table = new_table(&["CHECK", "RESULT"]);
-    let mut row = |check: &str, result: String| {
-        table.add_row([check.to_owned(), result]);
-    };
+pub(super) fn show(verdict: &ProbeVerdict) -> String {
+    let mut rows = Vec::new();
+    let mut row = |check: &str, result: String| rows.push(vec![check.to_owned(), result]);
     row("verdict", if verdict.ok { "accepted" } else { "REFUSED" }.to_owned());
     if let Some(failure) = &verdict.failure {
         row("reason", format!("{}: {}", failure.code.as_str(), failure.message));
@@ -41,7 +39,7 @@ pub(super) fn table(verdict: &ProbeVerdict) -> String {
     }
     let walls = &verdict.confinement;
     row("walls", format!("landlock {}, seccomp {}, limits {}", walls.landlock, walls.seccomp, walls.limits));
-    table.to_string()
+    table::wrapped(&["CHECK", "RESULT"], rows.into_iter())
 }
 
 /// Why a built bundle is of no use.

@@ -333,7 +333,7 @@ fn judge_refusals(
 }
 
 /// Ends the load and draws the balance.
-async fn finish(stage: &mut Stage, report: &mut Report, activation: &mut Vec<f64>) -> Result<(), DemoError> {
+async fn finish(stage: &mut Stage, report: &mut Report, activation: &mut [f64]) -> Result<(), DemoError> {
     let mut failures = Vec::new();
     let mut answered: BTreeMap<String, u64> = BTreeMap::new();
     for agent in &mut stage.agents {

@@ -146,6 +146,7 @@ impl FleetError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Invite(_) => Some("ask for a new join code: `edgefleet device invite`"),
+            Self::NoDevice(_) => Some("see what there is with `edgefleet device list`"),
             Self::TooManyFailures { .. } => Some("wait, then try with the right join code"),
             Self::Pending(_) => Some("a person with the role approver or admin has to approve it"),
             Self::Removed(_) => Some("delete the device's key and enrol it again with a new join code"),

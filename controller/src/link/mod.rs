@@ -8,6 +8,8 @@ mod handout;
 mod lanes;
 mod resend;
 mod takeovers;
+#[cfg(test)]
+mod tests;
 
 pub use events::{EventLoop, EventTotals};
 pub use handout::HandOut;

@@ -316,7 +316,6 @@ async fn start_broker(
             })
             .await?;
             let address = broker.address();
-            tracing::info!(%address, connections = broker.max_connections(), "broker.start");
             Ok((Arc::new(broker), events, (address.ip().to_string(), address.port())))
         }
         BrokerChoice::External { host, port, reload } => {

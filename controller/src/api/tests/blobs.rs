@@ -1,10 +1,34 @@
 //! Blobs over HTTPS, for enrolled devices only.
 
 use super::server::{Answer, Identity, TestServer};
-use crate::fleet::testing::{TestDevice, TestFleet};
+use crate::{
+    fleet::testing::{TestDevice, TestFleet},
+    registry::{BUNDLE_BLOB, SharedBlob},
+    store::{Expect, Transaction},
+};
 use bytes::Bytes;
 use edgefleet_shared::digest::BlobDigest;
 use reqwest::StatusCode;
+
+/// Stores a blob as part of an accepted bundle.
+async fn offer(server: &TestServer, content: Bytes) -> BlobDigest {
+    let stored = server.blobs.put(content).await.unwrap();
+    let (id, shared) = (stored.digest.to_hex(), SharedBlob { size: stored.size });
+    let transaction = Transaction::new().put_json(BUNDLE_BLOB, id, Expect::Any, &shared).unwrap();
+    server.test.fleet.store().commit(transaction).await.unwrap();
+    stored.digest
+}
+
+#[tokio::test]
+async fn what_is_no_part_of_an_accepted_bundle_is_not_given_to_devices() {
+    let server = TestServer::start().await;
+    let (device, enrolled) = server.test.enrolled().await;
+    let client = server.client(Some(Identity::of(&device, &enrolled)));
+    let digest = server.blobs.put(Bytes::from_static(b"uploaded, not accepted")).await.unwrap().digest;
+    let url = server.url(&format!("/api/v1/device/blobs/{digest}"));
+    let answer = Answer::of(client.get(url).send().await.unwrap()).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::NOT_FOUND, "blob-unknown"));
+}
 
 #[tokio::test]
 async fn a_blob_arrives_whole_in_ranges_and_resumed() {
@@ -12,7 +36,7 @@ async fn a_blob_arrives_whole_in_ranges_and_resumed() {
     let (device, enrolled) = server.test.enrolled().await;
     let client = server.client(Some(Identity::of(&device, &enrolled)));
     let content: Vec<u8> = (0..3_000_001u32).map(|n| (n * 7 % 251) as u8).collect();
-    let digest = server.blobs.put(Bytes::from(content.clone())).await.unwrap().digest;
+    let digest = offer(&server, Bytes::from(content.clone())).await;
     let url = server.url(&format!("/api/v1/device/blobs/{digest}"));
 
     let whole = client.get(&url).send().await.unwrap();
@@ -44,7 +68,7 @@ async fn a_blob_arrives_whole_in_ranges_and_resumed() {
         (head.status(), head.headers()["content-length"].to_str().unwrap()),
         (StatusCode::OK, "3000001")
     );
-    let empty = server.blobs.put(Bytes::new()).await.unwrap().digest;
+    let empty = offer(&server, Bytes::new()).await;
     let empty = client.get(server.url(&format!("/api/v1/device/blobs/{empty}"))).send().await.unwrap();
     assert_eq!((empty.status(), empty.content_length()), (StatusCode::OK, Some(0)));
     for (path, code) in
