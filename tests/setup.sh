@@ -22,6 +22,8 @@ debian_packages() {
     have curl || missing+=(curl ca-certificates)
     have mosquitto || missing+=(mosquitto)
     have mosquitto_sub || missing+=(mosquitto-clients)
+    # Programs see another time through its library; only the library counts.
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     # Debian's python3 can exist without the part that makes environments.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
     [ ${#missing[@]} -eq 0 ] && return

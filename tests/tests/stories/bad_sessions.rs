@@ -88,16 +88,36 @@ async fn garbage_on_every_topic_of_a_device_is_refused_counted_and_harms_nobody(
     session.ended(Duration::from_secs(20)).await.context("an oversized packet was taken")?;
     ensure!(good.status().await?["link"]["connects"] == 1, "another device lost its session");
 
-    // Foreign topics and the controller's own lead nowhere.
-    for topic in [
-        Channel::Reported.of(&good.id.parse()?),
-        Channel::Desired.of(&bad.id.parse()?),
-        "edgefleet/v1/trust/head".to_owned(),
+    // What it publishes where it may not leads nowhere. Brokers may end the session for it or not.
+    let known = controller.device(&good.id).await?["reported"]["boot"].clone();
+    let offline = serde_json::json!({
+        "schema": 1, "device": good.id, "boot": known, "online": false, "reason": "forged",
+    })
+    .to_string();
+    let desired = Channel::Desired.of(&good.id.parse()?);
+    for (topic, payload) in [
+        (Channel::Presence.of(&good.id.parse()?), offline.as_str()),
+        (desired, "{}"),
+        ("edgefleet/v1/trust/head".to_owned(), "{}"),
     ] {
         let mut session = Session::connect(&credentials).await?;
-        session.send(&topic, b"{}").await?;
-        session.ended(Duration::from_secs(20)).await.with_context(|| format!("{topic} was taken"))?;
+        // Refusing it is as good as dropping it.
+        let _ = session.publish(&topic, payload.as_bytes()).await;
     }
+    // What comes after on a topic of its own has come through: so would the others have.
+    let before = refused(&fleet).await?;
+    let mut session = Session::connect(&credentials).await?;
+    session.publish(&Channel::Reply.of(&bad.id.parse()?), b"last").await?;
+    until("the last refusal", PATIENCE, async || {
+        ensure!(refused(&fleet).await? > before, "not yet");
+        Ok(())
+    })
+    .await?;
+    drop(session);
+    let device = controller.device(&good.id).await?;
+    ensure!(device["online"] == true && device["presence"] != "forged", "{device}");
+    let status = good.status().await?;
+    ensure!(status["link"]["malformed"] == 0 && status["update"]["refused"].is_null(), "{status}");
 
     // The same device, run as it should be, is as good as any; and everything goes on.
     let mut healed = bad;

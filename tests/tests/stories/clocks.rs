@@ -1,7 +1,14 @@
 //! Real agents whose clock is years off (DECISIONS 3), by Debian's libfaketime.
 
 use anyhow::{Context, Result, ensure};
-use edgefleet_tests::{agent::Agent, controller::Controller, inference::answers, models, place::Place};
+use edgefleet_tests::{
+    agent::Agent,
+    controller::Controller,
+    inference::answers,
+    models,
+    place::Place,
+    waiting::{PATIENCE, until},
+};
 use std::{ffi::OsString, path::PathBuf};
 
 #[tokio::test]
@@ -27,8 +34,12 @@ async fn devices_whose_clocks_are_years_off_join_and_follow_updates() -> Result<
             Agent::enroll_with(&place, name, &code, env).await.with_context(|| clock.to_owned())?;
         agent.start().await?;
         controller.sees(&agent.id, true).await.with_context(|| clock.to_owned())?;
-        let device = controller.device(&agent.id).await?;
-        ensure!(device["reported"]["clock"] == quality, "{clock}: {}", device["reported"]);
+        until(&format!("{name} to say what its clock is like"), PATIENCE, async || {
+            let device = controller.device(&agent.id).await?;
+            ensure!(device["reported"]["clock"] == quality, "{clock}: {}", device["reported"]);
+            Ok(())
+        })
+        .await?;
         agents.push(agent);
     }
     for counter in [1, 2] {

@@ -29,13 +29,16 @@ async fn a_transfer_over_mqtt_that_is_cut_goes_on_where_it_was() -> Result<()> {
     let mut fleet = Fleet::start(&place, 1).await?;
     publish_big(&place, &fleet.controller, BY_MQTT).await?;
 
-    // The device keeps its address; the proxy takes it, the controller moves behind.
+    // The device keeps its address; the proxy takes it, the controller moves behind. The device starts anew,
+    // so that it has not yet learnt to wait.
+    fleet.agents[0].stop().await?;
     let front = fleet.controller.mqtt.parse()?;
     fleet.controller.process.stop().await?;
     fleet.controller.mqtt = "127.0.0.1:0".into();
     fleet.controller.start_again(&["--limits", "none"]).await?;
     let line = Proxy::start(front, fleet.controller.mqtt.parse()?).await?;
     line.throttle(2 * MIB);
+    fleet.agents[0].start().await?;
     let agent = &fleet.agents[0];
     fleet.controller.sees(&agent.id, true).await?;
     let sent_before = sent(&fleet.controller).await?;
@@ -119,5 +122,5 @@ async fn sent(controller: &Controller<'_>) -> Result<u64> {
 /// Bytes of all blobs of `digits@2`.
 async fn size(controller: &Controller<'_>) -> Result<u64> {
     let bundle = controller.run(&["model", "show", "digits@2"]).await?;
-    bundle["size"].as_u64().with_context(|| format!("no size: {bundle}"))
+    bundle["bundle"]["size"].as_u64().with_context(|| format!("no size: {bundle}"))
 }

@@ -66,8 +66,12 @@ async fn a_model_travels_from_a_laptop_to_a_device_by_hand() -> Result<()> {
     answers(&agent.base, "digits@1").await?;
     let status = agent_command(&agent, &["status"]).await?;
     ensure!(status.contains("digits: digits@1 (committed)") && status.contains(", https://"), "{status}");
-    let shown = controller.table(&["device", "show", &agent.id]).await?;
-    ensure!(shown.contains("slot       digits: serves digits@1, committed"), "{shown}");
+    until("the device's own report of it", PATIENCE, async || {
+        let shown = controller.table(&["device", "show", &agent.id]).await?;
+        ensure!(shown.contains("slot       digits: serves digits@1, committed"), "{shown}");
+        Ok(())
+    })
+    .await?;
     let rollouts = controller.table(&["rollout", "list"]).await?;
     ensure!(rollouts.contains("completed") && rollouts.contains("1 of 1"), "{rollouts}");
 
@@ -107,7 +111,7 @@ async fn a_model_travels_from_a_laptop_to_a_device_by_hand() -> Result<()> {
     ensure!(agent.status().await?["link"]["connects"] == 0, "a removed device was let in");
     ensure!(controller.device(&agent.id).await?["state"] == "removed");
     let audit = controller.table(&["audit", "list"]).await?;
-    for action in ["invite", "push", "rollout", "label", "remove"] {
+    for action in ["invite.create", "bundle.push", "bundle.assign", "device.update", "device.remove"] {
         ensure!(audit.contains(action), "`{action}` is not audited:\n{audit}");
     }
     agent.stop().await?;

@@ -214,6 +214,7 @@ struct Rig {
     signers: Signers,
     outside: Arc<Outside>,
     reserve: u64,
+    clock: fn() -> Timestamp,
     running: Option<(mpsc::Sender<Command>, tokio::task::JoinHandle<()>)>,
 }
 
@@ -235,7 +236,7 @@ impl Rig {
         let raw = signers.trust(1);
         TrustStore::create(&home.join("trust"), &raw, EnvelopeDigest::of(&raw)).unwrap();
         let outside = Arc::new(Outside::default());
-        Self { home: home.to_owned(), _dir: None, signers, outside, reserve: 0, running: None }
+        Self { home: home.to_owned(), _dir: None, signers, outside, reserve: 0, clock: today, running: None }
     }
 
     /// Publishes `digits@counter` with a model of `len` bytes.
@@ -285,7 +286,7 @@ impl Rig {
             hardware: "x86".into(),
             reserve_bytes: self.reserve,
             random: [7; 16],
-            clock: today,
+            clock: self.clock,
         };
         let world = World {
             probe: self.outside.clone(),

@@ -19,6 +19,32 @@ async fn a_signed_bundle_is_fetched_tested_served_and_committed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_that_is_years_off_stops_no_update_but_a_good_one_notices_an_old_document() {
+    const YEAR: u32 = 365;
+    let clocks: [fn() -> Timestamp; 3] =
+        [|| Timestamp::EPOCH, || today() - DAY * (2 * YEAR), || today() + DAY * (10 * YEAR)];
+    for clock in clocks {
+        let mut rig = Rig::new();
+        let one = rig.publish(1, 50_000);
+        rig.clock = clock;
+        rig.start().await;
+        rig.desire(1, &[("digits", &one.assigned)]).await;
+        rig.until_phase("digits", 1, Phase::Committed).await;
+        assert_eq!(rig.serving("digits"), Some(1), "at {}", clock());
+    }
+    let mut rig = Rig::new();
+    let one = rig.publish(1, 50_000);
+    rig.clock = || today() + DAY * 30; // believed, and beyond the document's ten days
+    rig.start().await;
+    rig.desire(1, &[("digits", &one.assigned)]).await;
+    let expired = |report: &DeviceReport| {
+        report.refused.as_ref().is_some_and(|refusal| refusal.code == RefusalCode::Expired)
+    };
+    rig.until("the refusal", expired).await;
+    assert_eq!(rig.serving("digits"), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_restart_the_bundle_serves_before_any_network() {
     let mut rig = Rig::new();
     let one = rig.publish(1, 50_000);
