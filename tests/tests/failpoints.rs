@@ -12,15 +12,8 @@ use edgefleet_controller::{
         sled_home::{SledConfig, SledStore},
     },
 };
-use edgefleet_tests::faults::{
-    Device, Oracle, Stage, Throttle, failpoint_agent_bin, source::Source, until,
-};
-use std::{
-    collections::BTreeMap,
-    os::unix::process::ExitStatusExt,
-    sync::Arc,
-    time::Duration,
-};
+use edgefleet_tests::faults::{Device, Oracle, Stage, Throttle, failpoint_agent_bin, source::Source, until};
+use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, sync::Arc, time::Duration};
 
 /// From `agent/src/failpoint.rs`, whose own test knows that each is called.
 const NAMES: &str = include_str!("../../agent/src/failpoint.rs");
@@ -89,9 +82,9 @@ impl Unit {
 
         self.link.cut();
         self.device.start().await?;
-        let served = self.device.examine(oracle).await.context("right after the restart")?;
+        let served = self.device.answering(oracle).await.context("right after the restart")?;
         let right = [self.active, next].map(|counter| format!("digits@{counter}"));
-        ensure!(right.contains(&served), "{served} serves, {right:?} are right");
+        ensure!(served.iter().all(|bundle| right.contains(bundle)), "{served:?} serve, {right:?} are right");
         self.link.mend();
         match rollout {
             Some(rollout) if next == BAD => {
@@ -113,7 +106,7 @@ impl Unit {
         }
         let ends = self.device.examine(oracle).await?;
         ensure!(ends == format!("digits@{}", self.active), "{ends} serves in the end");
-        Ok(served)
+        Ok(served.join(", then "))
     }
 }
 

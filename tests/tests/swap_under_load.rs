@@ -104,7 +104,8 @@ mod alone {
     fn report(replies: &mut [Reply]) -> Result<()> {
         replies.sort_by_key(|reply| reply.came);
         let switch = replies.iter().find(|r| r.answer.bundle == "digits@2").context("no swap was seen")?.came;
-        let last_old = replies.iter().rev().find(|r| r.answer.bundle == "digits@1").context("no digits@1")?.came;
+        let last_old =
+            replies.iter().rev().find(|r| r.answer.bundle == "digits@1").context("no digits@1")?.came;
         let mut by_bundle = BTreeMap::<_, u64>::new();
         replies.iter().for_each(|r| *by_bundle.entry(r.answer.bundle.clone()).or_default() += 1);
         let in_flight = replies.iter().filter(|r| r.asked < switch && r.came >= switch).count();
@@ -113,9 +114,14 @@ mod alone {
             within.map(|r| r.came - r.asked).max().unwrap_or_default().as_secs_f64() * 1e3
         };
         let half = SECOND / 2;
-        println!("{} answers over {CONNECTIONS} kept connections, none wrong, none failed: {by_bundle:?}", replies.len());
-        println!("{in_flight} requests were in flight at the switch; the last answer of digits@1 came {:.0} ms after the first of digits@2",
-            last_old.saturating_duration_since(switch).as_secs_f64() * 1e3);
+        println!(
+            "{} answers over {CONNECTIONS} kept connections, none wrong, none failed: {by_bundle:?}",
+            replies.len()
+        );
+        println!(
+            "{in_flight} requests were in flight at the switch; the last answer of digits@1 came {:.0} ms after the first of digits@2",
+            last_old.saturating_duration_since(switch).as_secs_f64() * 1e3
+        );
         println!(
             "longest answer: {:.0} ms in the second around the switch, {:.0} ms in the second before it",
             longest(switch - half, switch + half),
