@@ -8,6 +8,9 @@ SHELL := bash
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # Release without link-time optimisation: what tests and the demo build and run.
 CI := --locked --workspace --profile ci
+# The agent with named crash points, and the tests that start it. Whole workspace, so that dependencies stay as they
+# were built: only the agent is compiled once more.
+CRASHES := edgefleet-agent/failpoints,edgefleet-tests/failpoints
 # Long-lived things that are no build products; outside the checkout where EDGEFLEET_CACHE names a place.
 CACHE := $(or $(EDGEFLEET_CACHE),$(TARGET_DIR))
 VENV := $(CACHE)/venv-tests
@@ -30,12 +33,15 @@ test: setup ## Run every check and test
 	@.ci/step format cargo fmt --all --check
 	@.ci/step pages .ci/check-docs
 	@.ci/step dependencies cargo deny --locked check licenses bans sources
-	@.ci/step clippy cargo clippy $(CI) --all-targets -- -D warnings
+	@.ci/step clippy cargo clippy $(CI) --all-targets --features $(CRASHES) -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" .ci/step docs cargo doc $(CI) --no-deps
 	@.ci/step build cargo build $(CI) --bins
+	@.ci/step "build with crash points" cargo build $(CI) --features edgefleet-agent/failpoints --bin edgefleet-agent-failpoints
 	@.ci/step doctests cargo test $(CI) --doc
 	@EDGEFLEET_TEST_PYTHON="$$(cd "$(VENV)" && pwd)/bin/python" \
-		.ci/step tests cargo nextest run --locked --workspace --cargo-profile ci
+		.ci/step tests cargo nextest run --locked --workspace --features edgefleet-tests/failpoints --cargo-profile ci
+	@.ci/step "tests with crash points" cargo nextest run --locked --workspace --lib --features edgefleet-agent/failpoints \
+		--cargo-profile ci by_failpoint
 
 bench: build ## Measure sizes, memory, start-up and connections; JSON under target/bench (wants an idle machine)
 	cargo build --locked --profile dist -p edgefleet-agent

@@ -82,9 +82,9 @@ impl Unit {
 
         self.link.cut();
         self.device.start().await?;
-        let served = self.device.examine(oracle).await.context("right after the restart")?;
+        let served = self.device.answering(oracle).await.context("right after the restart")?;
         let right = [self.active, next].map(|counter| format!("digits@{counter}"));
-        ensure!(right.contains(&served), "{served} serves, {right:?} are right");
+        ensure!(served.iter().all(|bundle| right.contains(bundle)), "{served:?} serve, {right:?} are right");
         self.link.mend();
         match rollout {
             Some(rollout) if next == BAD => {
@@ -106,7 +106,7 @@ impl Unit {
         }
         let ends = self.device.examine(oracle).await?;
         ensure!(ends == format!("digits@{}", self.active), "{ends} serves in the end");
-        Ok(served)
+        Ok(served.join(", then "))
     }
 }
 

@@ -53,12 +53,13 @@ fn part(device: &Device) -> Option<(u64, u64)> {
 async fn restart(device: &mut Device, link: &Throttle, oracle: &Oracle, allowed: &[&str]) -> Result<String> {
     link.cut();
     device.start().await?;
-    let bundle = device.examine(oracle).await.context("right after the restart, without a network")?;
-    ensure!(allowed.contains(&bundle.as_str()), "{bundle} serves");
+    let bundles = device.answering(oracle).await.context("right after the restart, without a network")?;
+    ensure!(bundles.iter().all(|bundle| allowed.contains(&bundle.as_str())), "{bundles:?} serve");
+    let first = bundles.into_iter().next().context("nobody answered")?;
     let connected = &device.status().await?["link"]["connected"];
     ensure!(*connected == false, "the link was cut, and `connected` is {connected}");
     link.mend();
-    Ok(bundle)
+    Ok(first)
 }
 
 /// Bytes of blocks the controller has sent to the device.
@@ -259,7 +260,8 @@ async fn aimed(device: &Device, rollout: &str, aim: &str) -> Result<()> {
     until(&format!("{rollout} {aim}"), async || {
         let status = device.status().await?;
         let slot = &status["update"]["slots"]["digits"];
-        let under_way = ["target", "active"].iter().any(|at| slot[at]["attempt"].to_string().contains(rollout));
+        let under_way =
+            ["target", "active"].iter().any(|at| slot[at]["attempt"].to_string().contains(rollout));
         let now = phase(&status);
         // Given up, or come to the end: no phase follows.
         let there = under_way && rank(&now).is_none_or(|now| Some(now) >= rank(aim));

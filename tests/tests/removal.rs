@@ -13,7 +13,8 @@ async fn a_removed_device_is_out_at_once_and_stays_out() -> Result<()> {
     device.start().await?;
     stage.committed(&stage.assign(1, 0).await?, &device).await?;
 
-    let identity = ["key.pem", "certificate.pem"].map(|name| fs::read(device.data.join("identity").join(name)));
+    let identity =
+        ["key.pem", "certificate.pem"].map(|name| fs::read(device.data.join("identity").join(name)));
     let [key, certificate] = identity;
     let ca = reqwest::Certificate::from_pem(&fs::read(stage.data().join("ca/ca.pem"))?)?;
     let own = reqwest::Client::builder()

@@ -60,7 +60,12 @@ async fn keeps_serving(stage: &Stage, device: &Device, forgery: &str, code: &str
 }
 
 /// The desired state the device has been sent is refused as a whole with `code`.
-async fn refuses_document(stage: &Stage, device: &mut Device, forgery: &'static str, code: &str) -> Result<Row> {
+async fn refuses_document(
+    stage: &Stage,
+    device: &mut Device,
+    forgery: &'static str,
+    code: &str,
+) -> Result<Row> {
     // A new start of the agent makes the controller say again what it wants.
     device.stop().await?;
     device.start().await?;
@@ -115,13 +120,17 @@ async fn attack(stage: &mut Stage) -> Result<Vec<Row>> {
     rows.push(refuses_damage(stage, &mut device, 4).await?);
 
     night(stage, async |thief| thief.send(&device.id, &old.envelope).await).await?;
-    rows.push(refuses_document(stage, &mut device, "an old desired state again", "generation-replayed").await?);
+    rows.push(
+        refuses_document(stage, &mut device, "an old desired state again", "generation-replayed").await?,
+    );
     night(stage, async |thief| {
         let foreign = thief.desired(&other.id).await?;
         thief.send(&device.id, &foreign.envelope).await
     })
     .await?;
-    rows.push(refuses_document(stage, &mut device, "the desired state of another device", "wrong-device").await?);
+    rows.push(
+        refuses_document(stage, &mut device, "the desired state of another device", "wrong-device").await?,
+    );
     night(stage, async |thief| {
         let current = thief.desired(&device.id).await?.desired;
         let forged = Thief::wish(&current, &thief.release(2).await?, &fresh_key()?)?;
@@ -219,7 +228,8 @@ async fn publisher_and_trust_keys_elsewhere_and_no_forgery_passes() -> Result<()
     copy(&keys.join("server"), &data)?;
     let mut stage = Stage::open_in(dir).await?;
     stage.publisher = keys.join("publisher-anna.pk8");
-    let mut here: Vec<_> = fs::read_dir(data.join("keys"))?.flatten().map(|entry| entry.file_name()).collect();
+    let mut here: Vec<_> =
+        fs::read_dir(data.join("keys"))?.flatten().map(|entry| entry.file_name()).collect();
     here.sort();
     ensure!(here == ["controller.pk8"], "private keys on the server: {here:?}");
     let keys = stage.command(&["keys", "show"]).await?;

@@ -296,9 +296,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         let keep = std::thread::panicking() || std::env::var_os("EDGEFLEET_TEST_KEEP").is_some();
-        if keep
-            && let Some(dir) = self.dir.take()
-        {
+        if keep && let Some(dir) = self.dir.take() {
             eprintln!("the stage stays in `{}`", dir.keep().display());
         }
     }
@@ -392,17 +390,29 @@ impl Device {
         Ok(serde_json::from_slice(&body)?)
     }
 
-    /// Asks every question of `oracle` once; gives the bundle that answered.
+    /// Asks every question of `oracle` once; gives the bundles that answered, each once, the last at the
+    /// end: an update may come to its switch in between.
+    ///
+    /// # Errors
+    /// If an answer is missing or wrong.
+    pub async fn answering(&self, oracle: &Oracle) -> Result<Vec<String>> {
+        let mut connection = KeepAlive::connect(&self.http).await?;
+        let mut bundles = Vec::new();
+        for n in 0..oracle.questions() {
+            let answer = oracle.ask(&mut connection, n).await?;
+            bundles.retain(|known| *known != answer.bundle);
+            bundles.push(answer.bundle);
+        }
+        Ok(bundles)
+    }
+
+    /// The one bundle that answers every question of `oracle`.
     ///
     /// # Errors
     /// If an answer is missing or wrong, or two bundles answered.
     pub async fn examine(&self, oracle: &Oracle) -> Result<String> {
-        let mut connection = KeepAlive::connect(&self.http).await?;
-        let mut bundle = None;
-        for n in 0..oracle.questions() {
-            let answer = oracle.ask(&mut connection, n).await?;
-            ensure!(*bundle.get_or_insert(answer.bundle.clone()) == answer.bundle, "two bundles answered");
-        }
-        bundle.context("an oracle without questions")
+        let mut bundles = self.answering(oracle).await?;
+        ensure!(bundles.len() == 1, "{bundles:?} answered");
+        bundles.pop().context("an oracle without questions")
     }
 }

@@ -97,7 +97,8 @@ impl Thief {
     /// A bundle that nobody ever pushed: manifest and blobs are put into the store. What is left to
     /// forge is its release.
     pub async fn plant(&self, counter: u64) -> Result<Release> {
-        let source = Source::digits(2)?.write(&self.work.path().join(format!("source-{counter}")), counter)?;
+        let source =
+            Source::digits(2)?.write(&self.work.path().join(format!("source-{counter}")), counter)?;
         let built = builder::build(&source, &self.work.path().join(format!("bundle-{counter}")))?;
         let bytes = fs::read(built.dir.join(builder::MANIFEST_FILE))?;
         let manifest = Manifest::parse(&bytes).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
@@ -139,11 +140,13 @@ impl Thief {
 
     /// Replaces the largest blob of a genuine bundle by as many other bytes, below the library's feet.
     pub async fn replace_blob(&self, counter: u64) -> Result<()> {
-        let release: Release = serde_json::from_slice(&Envelope::parse(&self.release(counter).await?)?.payload()?)?;
+        let release: Release =
+            serde_json::from_slice(&Envelope::parse(&self.release(counter).await?)?.payload()?)?;
         let manifest = self.blobs.read_range(&release.manifest.into(), 0, release.length).await?;
         let manifest = Manifest::parse(&manifest).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
         let largest = manifest.blobs().into_iter().max_by_key(|blob| blob.size).context("no blobs")?;
-        let path = find(&self.data.join("blobs"), &largest.digest.to_hex()).context("the blob has no file")?;
+        let path =
+            find(&self.data.join("blobs"), &largest.digest.to_hex()).context("the blob has no file")?;
         let mut bytes = fs::read(&path)?;
         bytes.reverse();
         fs::remove_file(&path)?;

@@ -224,9 +224,7 @@ async fn a_refusal_is_said_once_however_often_the_document_comes() {
     stale.expires = stale.issued;
     let foreign = Signers::new();
     rig.outside.objects.lock().insert(FetchObject::Trust(2), foreign.trust(2));
-    for (desired, code) in
-        [(behind, RefusalCode::SignatureInvalid), (stale, RefusalCode::Expired)]
-    {
+    for (desired, code) in [(behind, RefusalCode::SignatureInvalid), (stale, RefusalCode::Expired)] {
         let raw: Bytes = rig.signers.seal_desired(&desired).into();
         rig.tell(Command::Desired(raw.clone())).await;
         rig.until("the refusal", |r| r.refused.as_ref().is_some_and(|r| r.code == code)).await;
