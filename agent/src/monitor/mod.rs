@@ -237,10 +237,7 @@ impl Monitor {
                 // The memory of predictions does not outlive the agent's process.
                 Err(labels::Unmatched::Expired)
             } else {
-                match id.sequence.checked_add(row) {
-                    Some(sequence) => ring.join(sequence, truth, source.is_controller()),
-                    None => Err(labels::Unmatched::Unknown),
-                }
+                ring.join(id.sequence, row, truth, source.is_controller())
             };
             drop(ring);
             summary.count(&found);

@@ -1,4 +1,4 @@
-//! What was predicted, kept for labels that come later: 16 bytes a row, bounded in bytes and age.
+//! What was predicted, kept for labels that come later: 20 bytes a row, bounded in bytes and age.
 //!
 //! Sequences of one boot have no gaps, so an id finds its entry by subtraction. The memory lives in
 //! the process: labels for an earlier boot are counted as expired (DECISIONS 17 bounds the ring, it
@@ -27,6 +27,8 @@ struct Entry {
     class: u32,
     confidence: f32,
     subject: u32,
+    /// Place within its request, so that a label cannot reach into the next one.
+    row: u32,
     /// Number of the bucket (30 bits reach beyond the year 9999) and who has labelled the row.
     bucket: u32,
 }
@@ -83,13 +85,13 @@ impl Ring {
             self.marks.push_back((sequence, now.mono_ms));
         }
         let bucket = (now.wall.as_secs() / BUCKET_SECS) as u32 & !(LOCAL | CONTROLLER);
-        for class in rows {
+        for (row, class) in (0u32..).zip(rows) {
             if self.entries.len() >= self.limit {
                 self.entries.pop_front();
                 self.first += 1;
             }
             let Class { index, confidence } = *class;
-            self.entries.push_back(Entry { class: index, confidence, subject, bucket });
+            self.entries.push_back(Entry { class: index, confidence, subject, row, bucket });
         }
         sequence
     }
@@ -122,18 +124,29 @@ impl Ring {
         self.entries.is_empty()
     }
 
-    /// Marks the row as labelled and says what was predicted. A row counts once for the controller
+    /// Marks the row as labelled and says what was predicted: `row` counts from `sequence` and must
+    /// belong to the same request. A row counts once for the controller
     /// and once for local sources, which are counted apart: nobody on the device's own network can
     /// use up the label that the controller will send.
     ///
     /// # Errors
     /// [`Unmatched`] with the reason.
-    pub fn join(&mut self, sequence: u64, truth: &str, controller: bool) -> Result<Joined, Unmatched> {
+    pub fn join(
+        &mut self,
+        sequence: u64,
+        row: u64,
+        truth: &str,
+        controller: bool,
+    ) -> Result<Joined, Unmatched> {
+        let sequence = sequence.checked_add(row).ok_or(Unmatched::Unknown)?;
         let Some(at) = sequence.checked_sub(self.first) else {
             return Err(if sequence == 0 { Unmatched::Unknown } else { Unmatched::Expired });
         };
         let at = usize::try_from(at).map_err(|_| Unmatched::Unknown)?;
         let entry = self.entries.get_mut(at).ok_or(Unmatched::Unknown)?;
+        if u64::from(entry.row) < row {
+            return Err(Unmatched::Unknown); // it is of a later request
+        }
         let subject = self.subjects.get(&entry.subject).ok_or(Unmatched::Expired)?;
         let truth = subject.class_index(truth).ok_or(Unmatched::UnknownLabel)?;
         let flag = if controller { CONTROLLER } else { LOCAL };
@@ -161,18 +174,43 @@ mod tests {
 
     #[test]
     fn the_oldest_rows_leave_first_when_the_bytes_are_used_up() {
-        let mut ring = Ring::new(16 * 4, Duration::from_secs(1_000));
+        let mut ring = Ring::new(20 * 4, Duration::from_secs(1_000));
         let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
         assert_eq!(ring.push(index, &[ROW; 3], at(0)), 1);
         assert_eq!(ring.push(index, &[ROW; 3], at(1)), 4);
         assert_eq!(ring.len(), 4);
-        assert_eq!(ring.join(2, "3", false).unwrap_err(), Unmatched::Expired);
-        assert_eq!(ring.join(7, "3", false).unwrap_err(), Unmatched::Unknown);
-        assert_eq!(ring.join(0, "3", false).unwrap_err(), Unmatched::Unknown);
-        assert_eq!(ring.join(3, "no such class", false).unwrap_err(), Unmatched::UnknownLabel);
-        assert_eq!(ring.join(3, "three", false).unwrap().predicted, 3);
-        assert_eq!(ring.join(3, "three", false).unwrap_err(), Unmatched::Duplicate);
-        assert!(ring.join(3, "three", true).is_ok(), "the controller's label is counted apart");
+        assert_eq!(ring.join(2, 0, "3", false).unwrap_err(), Unmatched::Expired);
+        assert_eq!(ring.join(7, 0, "3", false).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(0, 0, "3", false).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(3, 0, "no such class", false).unwrap_err(), Unmatched::UnknownLabel);
+        assert_eq!(ring.join(3, 0, "three", false).unwrap().predicted, 3);
+        assert_eq!(ring.join(3, 0, "three", false).unwrap_err(), Unmatched::Duplicate);
+        assert!(ring.join(3, 0, "three", true).is_ok(), "the controller's label is counted apart");
+    }
+
+    #[test]
+    fn a_row_beyond_its_request_is_not_the_next_requests_row() {
+        let mut ring = Ring::new(1 << 10, Duration::from_secs(1_000));
+        let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
+        assert_eq!((ring.push(index, &[ROW; 3], at(0)), ring.push(index, &[ROW; 2], at(1))), (1, 4));
+        for (sequence, row, found) in [
+            (1, 2, true),
+            (1, 3, false),
+            (1, 4, false),
+            (2, 1, false),
+            (3, 1, false),
+            (4, 1, true),
+            (4, 2, false),
+        ] {
+            // Row 2 by its own sequence was labelled just before: the same row, not another one.
+            let wanted = match (sequence, row) {
+                (2, 1) => Some(Unmatched::Duplicate),
+                _ if found => None,
+                _ => Some(Unmatched::Unknown),
+            };
+            assert_eq!(ring.join(sequence, row, "3", false).err(), wanted, "{sequence} + {row}");
+        }
+        assert_eq!(ring.join(u64::MAX, 1, "3", false).unwrap_err(), Unmatched::Unknown);
     }
 
     #[test]
@@ -188,12 +226,12 @@ mod tests {
         ring.expire(10 * 3_600_000);
         assert!(ring.is_empty());
         assert_eq!(ring.push(index, &[ROW], at(10 * 3_600_000)), 121);
-        assert_eq!(ring.join(120, "3", false).unwrap_err(), Unmatched::Expired);
+        assert_eq!(ring.join(120, 0, "3", false).unwrap_err(), Unmatched::Expired);
     }
 
     #[test]
     fn subjects_are_forgotten_with_their_last_row() {
-        let mut ring = Ring::new(16, Duration::from_secs(3_600));
+        let mut ring = Ring::new(20, Duration::from_secs(3_600));
         for n in 0..10_000 {
             let index = ring.adopt(Arc::new(subject("digits", 1, n)));
             ring.push(index, &[ROW], at(0));
