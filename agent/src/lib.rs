@@ -1,5 +1,6 @@
 //! edgefleet-agent: serves ONNX models on a device and keeps them current, safely.
 
+mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,6 @@
 //! The few HTTPS calls an agent makes: one request, one connection, bounded in time and size.
 
+use crate::causes::one_line as chain;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, Uri, header};
@@ -110,14 +111,4 @@ async fn exchange(
     .await;
     driver.abort();
     answer
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

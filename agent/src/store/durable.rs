@@ -4,7 +4,7 @@
 //! `EFD1`, crc32, sequence, length and JSON; the CRC covers all that follows it. The newer valid
 //! file wins. Not for big or frequent data: one save costs two fsyncs.
 
-use crate::failpoint;
+use crate::{failpoint, store::files::sync_folder};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
@@ -133,20 +133,12 @@ impl<T: Serialize + DeserializeOwned> DurableSlots<T> {
         file.sync_all()?;
         failpoint::hit(if self.name == "trust" { "trust.temp-written" } else { "slots.temp-written" });
         fs::rename(&temp, path)?;
-        sync_dir(&self.dir)
+        sync_folder(&self.dir)
     }
 
     fn path(&self, side: Side) -> PathBuf {
         self.dir.join(format!("{}.{}", self.name, if side == Side::A { "a" } else { "b" }))
     }
-}
-
-/// Makes renames and removals in `dir` survive a power cut.
-///
-/// # Errors
-/// As the system reports them.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 fn encode(sequence: u64, json: &[u8]) -> Vec<u8> {

@@ -5,7 +5,10 @@
 //! gone, the chain is walked again from its start, a fresh nonce is drawn, and only a desired state
 //! that answers it is accepted: a power cut must not switch replay protection off.
 
-use super::durable::{DurableSlots, Loaded, SaveError, sync_dir};
+use super::{
+    durable::{DurableSlots, Loaded, SaveError},
+    files::sync_folder,
+};
 use crate::failpoint;
 use edgefleet_shared::{
     digest::EnvelopeDigest,
@@ -129,8 +132,8 @@ fn write_chain(dir: &Path, version: u64, raw: &[u8]) -> io::Result<()> {
     file.write_all(raw)?;
     file.sync_all()?;
     fs::rename(&temp, chain_path(dir, version))?;
-    sync_dir(&folder)?;
-    sync_dir(dir)
+    sync_folder(&folder)?;
+    sync_folder(dir)
 }
 
 fn walk_chain(dir: &Path) -> Result<DeviceTrust, TrustStoreError> {

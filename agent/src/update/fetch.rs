@@ -6,6 +6,7 @@ use super::{
     machine::Bundle,
     transfer::{Blocks, TransferError, Watch},
 };
+pub(super) use crate::causes::one_line as chain;
 use edgefleet_shared::{
     bundle::{Manifest, manifest::MAX_MANIFEST_BYTES},
     desired::{Assigned, Settings},
@@ -45,18 +46,6 @@ impl From<BundleError> for Problem {
         };
         Self::new(code, chain(&error))
     }
-}
-
-/// An error and its sources, as one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) struct Fetcher {

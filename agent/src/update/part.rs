@@ -6,7 +6,7 @@
 //! its way in or when the prefix is read again. Writes go to the page cache at once, so that nothing of
 //! a transfer that was given up lands in the file later; only syncs leave the task.
 
-use crate::{failpoint, store::durable::sync_dir};
+use crate::{failpoint, store::files::sync_folder};
 use edgefleet_shared::{
     digest::{BlobDigest, DigestHasher},
     reported::RefusalCode,
@@ -165,7 +165,7 @@ impl PartFile {
             fs::rename(&part, &target)?;
             failpoint::hit("part.renamed");
             let _ = fs::remove_file(&note);
-            target.parent().map_or(Ok(()), sync_dir)
+            target.parent().map_or(Ok(()), sync_folder)
         })
         .await;
         self.check(moved.unwrap_or_else(|e| Err(io::Error::other(e))))

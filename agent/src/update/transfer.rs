@@ -73,6 +73,8 @@ pub enum TransferError {
     Closed,
     #[error("{reason}")]
     Https { reason: String },
+    #[error("fetching it broke: {reason}")]
+    Broke { reason: String },
     #[error(transparent)]
     Part(#[from] PartError),
 }
@@ -83,6 +85,7 @@ impl TransferError {
             Self::Timeout { .. } | Self::Closed | Self::Https { .. } => RefusalCode::TransferTimeout,
             Self::NotFound { .. } | Self::Refused { .. } => RefusalCode::NotFound,
             Self::Size { .. } => RefusalCode::SizeMismatch,
+            Self::Broke { .. } => RefusalCode::Unknown,
             Self::Part(e) => e.code(),
         }
     }

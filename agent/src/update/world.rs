@@ -19,7 +19,8 @@ use std::{collections::BTreeMap, sync::Arc};
 /// Tests a bundle in a confined child process.
 #[async_trait]
 pub trait Probe: Send + Sync {
-    /// Never fails: what went wrong is in the verdict. Dropping the future ends the child.
+    /// Never fails: what went wrong is in the verdict. A child outlives a dropped future, up to its own
+    /// time limit.
     async fn probe(&self, files: BundleFiles, manifest: &Manifest) -> ProbeVerdict;
 }
 

@@ -5,15 +5,20 @@ use super::{
         fetch::{Problem, chain},
         transfer::TransferError,
     },
-    Internal, MAX_SLOTS, Updater, storage_code,
+    Internal, MAX_SLOTS, Updater, refusal, storage_code,
 };
-use crate::update::machine::{Event, SlotState, Work};
+use crate::{
+    engine::panic_text,
+    update::machine::{Event, SlotState, Work},
+};
 use bytes::Bytes;
 use edgefleet_shared::{
     desired::Desired,
     reported::{Refusal, RefusalCode},
     trust::{RoleName, TrustError},
 };
+use futures::FutureExt;
+use std::{any::Any, panic::AssertUnwindSafe};
 
 impl Updater {
     pub(super) async fn desired(&mut self, raw: Bytes) {
@@ -77,8 +82,7 @@ impl Updater {
     }
 
     pub(super) fn refusal(&self, code: RefusalCode, message: String) -> Refusal {
-        let at = (self.config.clock)();
-        Refusal { code, retry: code.retry(), message, subject: None, attempt: None, generation: None, at }
+        refusal(code, message, (self.config.clock)())
     }
 
     /// Fetches the next trust document, unless that is under way.
@@ -89,7 +93,9 @@ impl Updater {
         let Some(version) = self.trust.trust().trust.version.checked_add(1) else { return };
         let (blocks, tx) = (self.world.blocks.clone(), self.internal.0.clone());
         let job = tokio::spawn(async move {
-            let result = blocks.trust(version).await;
+            let result = AssertUnwindSafe(blocks.trust(version)).catch_unwind().await;
+            let broke = |panic: Box<dyn Any + Send>| TransferError::Broke { reason: panic_text(&*panic) };
+            let result = result.unwrap_or_else(|panic| Err(broke(panic)));
             let _ = tx.send(Internal::Trust { version, result });
         });
         self.trust_job = Some(job.abort_handle());

@@ -9,15 +9,25 @@ use super::{
     },
     Internal, PROGRESS_PAUSE, Probe, Updater,
 };
-use crate::failpoint;
+use crate::{engine::panic_text, failpoint};
 use edgefleet_shared::{desired::Assigned, ids::SlotName, reported::RefusalCode};
-use std::{sync::atomic::Ordering, time::Duration};
+use futures::FutureExt;
+use std::{panic::AssertUnwindSafe, sync::atomic::Ordering, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 
 impl Updater {
-    /// Runs `work` as the slot's job; the former one ends.
-    fn job(&mut self, slot: &SlotName, work: impl Future<Output = ()> + Send + 'static) {
-        let handle = tokio::spawn(work).abort_handle();
+    /// Runs `work` as the slot's job; the former one ends. A job that panics has failed like any other:
+    /// without a word of it the slot would wait for ever.
+    fn job(&mut self, slot: &SlotName, ticket: u64, work: impl Future<Output = ()> + Send + 'static) {
+        let (tx, name) = (self.internal.0.clone(), slot.clone());
+        let guarded = async move {
+            if let Err(panic) = AssertUnwindSafe(work).catch_unwind().await {
+                let said = format!("this step broke the agent's own code: {}", panic_text(&*panic));
+                tracing::error!(slot = %name, said);
+                tell(&tx, name, ticket, Err(Problem::new(RefusalCode::Unknown, said)));
+            }
+        };
+        let handle = tokio::spawn(guarded).abort_handle();
         if let Some(former) = self.jobs.insert(slot.clone(), handle) {
             former.abort();
         }
@@ -25,7 +35,7 @@ impl Updater {
 
     pub(super) fn start_timer(&mut self, slot: &SlotName, ticket: u64, after: Duration) {
         let (tx, name) = (self.internal.0.clone(), slot.clone());
-        self.job(slot, async move {
+        self.job(slot, ticket, async move {
             tokio::time::sleep(after).await;
             let _ = tx.send(Internal::Slot(name, Event::TimerFired { ticket }));
         });
@@ -33,7 +43,7 @@ impl Updater {
 
     pub(super) fn fetch_release(&mut self, slot: &SlotName, ticket: u64, assigned: Assigned) {
         let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-        self.job(slot, async move {
+        self.job(slot, ticket, async move {
             let meter = meter(&tx, &name, ticket);
             let result = fetcher.release(&assigned, &meter).await;
             fetched(&tx, &name, ticket, &meter);
@@ -46,7 +56,7 @@ impl Updater {
 
     pub(super) fn fetch_manifest(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
         let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-        self.job(slot, async move {
+        self.job(slot, ticket, async move {
             let meter = meter(&tx, &name, ticket);
             let result = fetcher.manifest(&bundle, &meter).await;
             fetched(&tx, &name, ticket, &meter);
@@ -57,7 +67,7 @@ impl Updater {
     pub(super) fn fetch_blobs(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
         let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
         let settings = self.doc.settings.clone();
-        self.job(slot, async move {
+        self.job(slot, ticket, async move {
             let meter = meter(&tx, &name, ticket);
             let result = fetcher.blobs(&bundle, &settings, &meter).await;
             fetched(&tx, &name, ticket, &meter);
@@ -67,10 +77,19 @@ impl Updater {
 
     pub(super) fn run_test(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
         let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
-        let probe = self.world.probe.clone();
-        self.job(slot, async move {
+        let (probe, turn) = (self.world.probe.clone(), self.tests.clone());
+        self.job(slot, ticket, async move {
+            // Never closed, so there is always a turn.
+            let turn = turn.acquire_owned().await.ok();
+            let _ = tx.send(Internal::Slot(name.clone(), Event::TestBegun { ticket }));
             failpoint::hit("test.before");
-            let result = test(probe.as_ref(), &fetcher.store, &bundle).await;
+            // A task of its own: the turn ends with the child, also if this job is replaced before.
+            let testing = tokio::spawn(async move {
+                let _turn = turn;
+                test(probe.as_ref(), &fetcher.store, &bundle).await
+            });
+            let broke = |e| Err(Problem::new(RefusalCode::Unknown, format!("the test broke: {e}")));
+            let result = testing.await.unwrap_or_else(broke);
             failpoint::hit("test.after");
             tell(&tx, name, ticket, result.map(|()| Event::Tested { ticket }));
         });

@@ -2,7 +2,8 @@
 //!
 //! One task owns all slots. Effects run in their order; `Persist` is awaited before the next one, and
 //! if it fails (disk full) the event waits and is tried again. Fetching and testing are jobs beside
-//! it, one per slot; a job that was replaced is aborted, and a late answer is known by its ticket.
+//! it, one per slot, tests one at a time; a job that was replaced is aborted, and a late answer is known
+//! by its ticket.
 
 pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
 mod documents;
@@ -42,7 +43,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::AbortHandle,
     time::Instant,
 };
@@ -116,14 +117,19 @@ pub struct Updater {
     config: UpdaterConfig,
     world: World,
     trust: TrustStore,
+    /// Away while it saves; gone for good if that was cut off, and then opened anew.
     disk: Option<DurableSlots<Slots>>,
     doc: Slots,
     fetcher: Arc<Fetcher>,
     jobs: HashMap<SlotName, AbortHandle>,
+    /// One test at a time: two would measure each other's load and share the memory meant for one.
+    tests: Arc<Semaphore>,
     internal: (mpsc::UnboundedSender<Internal>, mpsc::UnboundedReceiver<Internal>),
     origin: Instant,
     settings: watch::Sender<Settings>,
     refused: Option<Refusal>,
+    /// That the slot markers were lost, until every slot has come to an end again.
+    lost: Option<Refusal>,
     /// A desired state that waits for trust documents, and why it could not be taken without.
     pending: Option<(Bytes, TrustError)>,
     /// The newest trust version heard of.
@@ -140,7 +146,7 @@ impl Updater {
     /// Reads what is on disk. Serves nothing yet: see [`start`](Self::start).
     ///
     /// # Errors
-    /// [`OpenError`]; lost slot markers are no error, they are logged and slots start empty.
+    /// [`OpenError`]; lost slot markers are no error: slots start empty, and the reports say so.
     pub fn open(config: UpdaterConfig, world: World) -> Result<Self, OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -151,11 +157,14 @@ impl Updater {
             tracing::error!(reason, "trust state lost; asking the controller with a nonce");
         }
         let (disk, loaded) = DurableSlots::open(&config.data_dir, "slots").map_err(io(&config.data_dir))?;
+        let mut lost = None;
         let doc: Slots = match loaded {
             Loaded::Value(doc) => doc,
             Loaded::Absent => Slots::default(),
             Loaded::Lost(reason) => {
                 tracing::error!(reason, "slot markers lost; slots start empty");
+                let message = format!("the slot markers were lost, slots started empty: {reason}");
+                lost = Some(message);
                 Slots::default()
             }
         };
@@ -170,6 +179,8 @@ impl Updater {
             config.reserve_bytes,
         ));
         let now = Instant::now();
+        let lost = lost.map(|message| refusal(RefusalCode::StateLost, message, (config.clock)()));
+        let lost = lost.map(|lost| Refusal { subject: Some("slot markers".into()), ..lost });
         Ok(Self {
             settings: watch::Sender::new(doc.settings.clone()),
             trust_head: trust.trust().trust.version,
@@ -180,9 +191,11 @@ impl Updater {
             doc,
             fetcher,
             jobs: HashMap::new(),
+            tests: Arc::new(Semaphore::new(1)),
             internal: mpsc::unbounded_channel(),
             origin: now,
             refused: None,
+            lost,
             pending: None,
             trust_job: None,
             stalled: VecDeque::new(),
@@ -238,7 +251,11 @@ impl Updater {
         self.jobs.values().chain(&self.trust_job).for_each(AbortHandle::abort);
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
+        let whole = !self.doc.slots.is_empty() && self.doc.slots.values().all(|s| s.phase().is_terminal());
+        if whole {
+            self.lost = None;
+        }
         let at = (self.config.clock)();
         let trust = self.trust.trust();
         self.world.reports.reported(DeviceReport {
@@ -247,7 +264,7 @@ impl Updater {
             floor: trust.floor,
             nonce: trust.nonce.clone(),
             slots: self.doc.slots.iter().map(|(name, slot)| (name.clone(), slot.report(at))).collect(),
-            refused: self.refused.clone(),
+            refused: self.refused.clone().or_else(|| self.lost.clone()),
         });
     }
 
@@ -349,6 +366,9 @@ impl Updater {
                 continue;
             }
             let before = self.doc.slots.get(&slot).cloned();
+            if before.is_none() && !matches!(event, Event::Desired { .. }) {
+                continue; // the late word of a job: it must not bring a removed slot back
+            }
             let state = before.clone().unwrap_or_default();
             let (next, effects) = step(&state, &slot, event.clone(), self.now());
             self.doc.slots.insert(slot.clone(), next);
@@ -379,25 +399,23 @@ impl Updater {
     }
 
     async fn persist(&mut self) -> Result<(), SaveError> {
-        let Some(mut disk) = self.disk.take() else { return Ok(()) };
-        let doc = self.doc.clone();
+        let (held, doc, dir) = (self.disk.take(), self.doc.clone(), self.config.data_dir.clone());
+        let path = dir.clone();
         let saved = tokio::task::spawn_blocking(move || {
+            let mut disk = match held {
+                Some(disk) => disk,
+                None => DurableSlots::open(&dir, "slots")?.0,
+            };
             let result = disk.save(&doc);
-            (disk, result)
+            Ok((disk, result))
         })
         .await;
-        match saved {
+        match saved.unwrap_or_else(|e| Err(io::Error::other(e))) {
             Ok((disk, result)) => {
                 self.disk = Some(disk);
                 result
             }
-            Err(e) => {
-                let path = self.config.data_dir.clone();
-                let (disk, _) = DurableSlots::<Slots>::open(&path, "slots")
-                    .map_err(|source| SaveError::Write { path: path.clone(), source })?;
-                self.disk = Some(disk);
-                Err(SaveError::Write { path, source: io::Error::other(e) })
-            }
+            Err(source) => Err(SaveError::Write { path, source }),
         }
     }
 
@@ -405,8 +423,8 @@ impl Updater {
     fn persisted(&self, slot: &SlotName) {
         failpoint::hit(match self.doc.slots.get(slot).map(SlotState::phase) {
             None | Some(Phase::Idle) => "persisted.idle",
-            Some(Phase::Fetching | Phase::Verified) => "persisted.fetching",
-            Some(Phase::Testing) => "persisted.testing",
+            Some(Phase::Fetching) => "persisted.fetching",
+            Some(Phase::Verified | Phase::Testing) => "persisted.testing",
             Some(Phase::Switching) => "persisted.switching",
             Some(Phase::Probation) => "persisted.probation",
             Some(Phase::Committed | Phase::Deferred | Phase::Shadowing) => "persisted.committed",
@@ -504,6 +522,10 @@ impl Drop for Updater {
     fn drop(&mut self) {
         self.jobs.values().chain(&self.trust_job).for_each(AbortHandle::abort);
     }
+}
+
+fn refusal(code: RefusalCode, message: String, at: Timestamp) -> Refusal {
+    Refusal { code, retry: code.retry(), message, subject: None, attempt: None, generation: None, at }
 }
 
 fn storage_code(error: &SaveError) -> RefusalCode {

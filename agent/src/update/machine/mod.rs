@@ -1,6 +1,6 @@
 //! The life of one slot, decided without clock, file or network.
 //!
-//! `Idle -> Fetching -> Testing -> Switching -> Probation -> Committed`; failures by
+//! `Idle -> Fetching -> Verified -> Testing -> Switching -> Probation -> Committed`; failures by
 //! [`RefusalCode::phase`]. [`step`] is total and deterministic. If anything durable changed, the
 //! first effect is [`Effect::Persist`], and nothing after it may happen before it is on disk. A newer
 //! desired state replaces whatever is under way; no handshake cancels anything.
@@ -85,6 +85,10 @@ pub enum Event {
         ticket: u64,
         refusal: Refusal,
         jitter: u32,
+    },
+    /// The test had to wait for its turn and runs now.
+    TestBegun {
+        ticket: u64,
     },
     Tested {
         ticket: u64,
@@ -173,6 +177,7 @@ fn durable(state: &SlotState) -> SlotState {
     if let Work::Busy(target) = &mut bare.work {
         target.meter = Meter::default();
         (target.done_bytes, target.total_bytes, target.tries) = (0, 0, 0);
+        target.test_begun = false;
     }
     bare
 }
@@ -218,6 +223,7 @@ impl Run<'_> {
             | Event::BlobsReady { ticket }
             | Event::Fetched { ticket, .. }
             | Event::StepFailed { ticket, .. }
+            | Event::TestBegun { ticket }
             | Event::Tested { ticket }
             | Event::Switched { ticket }
             | Event::TimerFired { ticket }
@@ -248,6 +254,10 @@ impl Run<'_> {
             }
             (Step::Manifest, Event::ManifestReady { .. }) => self.enter(Step::Blobs),
             (Step::Blobs, Event::BlobsReady { .. }) => self.enter(Step::Testing),
+            (Step::Testing, Event::TestBegun { .. }) => {
+                target.test_begun = true;
+                self.effects.push(Effect::Report);
+            }
             (Step::Testing, Event::Tested { .. }) => self.enter(Step::Switching),
             (Step::Switching, Event::Switched { .. }) => self.switched(),
             (
@@ -334,6 +344,7 @@ impl Run<'_> {
             corrupt: 0,
             switch_tries: 0,
             boots: 0,
+            test_begun: false,
         });
         self.next.last_error = None;
         self.effects.push(Effect::StopJob);
@@ -402,7 +413,7 @@ impl Run<'_> {
             (target.tries, target.boots) = (0, 0);
         }
         target.step = step;
-        target.waiting = false;
+        (target.waiting, target.test_begun) = (false, false);
         self.next.ticket += 1;
         let ticket = self.next.ticket;
         let job = match (step, target.bundle.clone()) {
@@ -497,7 +508,7 @@ impl Run<'_> {
         if count == 0 || count > limit {
             return self.fail(refusal, switching);
         }
-        target.waiting = true;
+        (target.waiting, target.test_begun) = (true, false);
         self.next.ticket += 1;
         let ticket = self.next.ticket;
         let after = if refusal.retry == Retry::Now { Duration::ZERO } else { backoff(count, jitter) };

@@ -55,6 +55,9 @@ pub struct Target {
     pub switch_tries: u32,
     /// Process starts that found this step unfinished.
     pub boots: u32,
+    /// The test itself runs; until then the bundle is whole and verified, and waits for its turn.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test_begun: bool,
 }
 
 /// What an attempt has cost so far.
@@ -138,6 +141,7 @@ pub struct SlotState {
 impl SlotState {
     pub fn phase(&self) -> Phase {
         match &self.work {
+            Work::Busy(target) if target.step == Step::Testing && !target.test_begun => Phase::Verified,
             Work::Busy(target) => target.step.phase(),
             Work::Failed(failed) => failed.refusal.code.phase(),
             Work::Settled if self.active.is_none() => Phase::Idle,

@@ -115,6 +115,9 @@ fn a_bundle_goes_the_straight_way_to_committed() {
     phases.push(slot.state.phase());
     slot.fetched(1);
     phases.push(slot.state.phase());
+    slot.on(Event::TestBegun { ticket: slot.ticket() });
+    assert!(!slot.effects.contains(&Effect::Persist), "a test begins anew after a restart");
+    phases.push(slot.state.phase());
     slot.on(Event::Tested { ticket: slot.ticket() });
     phases.push(slot.state.phase());
     slot.on(Event::Switched { ticket: slot.ticket() });
@@ -122,10 +125,10 @@ fn a_bundle_goes_the_straight_way_to_committed() {
     slot.on(Event::TimerFired { ticket: slot.ticket() });
     phases.push(slot.state.phase());
     use Phase::*;
-    assert_eq!(phases, [Idle, Fetching, Testing, Switching, Probation, Committed]);
+    assert_eq!(phases, [Idle, Fetching, Verified, Testing, Switching, Probation, Committed]);
     assert_eq!(slot.terminals(), [(Committed, 1)]);
     let took = slot.state.unacked[0].took_ms;
-    assert_eq!(took, 6_000, "six steps of a second after the desired state was seen");
+    assert_eq!(took, 7_000, "seven steps of a second after the desired state was seen");
 }
 
 #[test]
@@ -375,7 +378,7 @@ fn any_event() -> impl Strategy<Value = Any> {
         3 => (0..3u64, 1..5u64, 1..4u32, any::<bool>())
             .prop_map(|(ahead, counter, attempt, candidate)| Any::Desire { ahead, counter, attempt, candidate }),
         1 => Just(Any::Removed),
-        12 => (prop::bool::weighted(0.1), 0..7u8, 1..5u64)
+        12 => (prop::bool::weighted(0.1), 0..8u8, 1..5u64)
             .prop_map(|(late, kind, counter)| Any::Answer { late, kind, counter }),
         2 => (0..RefusalCode::ALL.len()).prop_map(|code| Any::Fail { code }),
         1 => Just(Any::Health),
@@ -408,6 +411,7 @@ fn event_for(state: &SlotState, any: &Any) -> Event {
                 3 => Event::Tested { ticket },
                 4 => Event::Switched { ticket },
                 5 => Event::TimerFired { ticket },
+                6 => Event::TestBegun { ticket },
                 _ => Event::Progress { ticket, done_bytes: *counter, total_bytes: 5 },
             }
         }
@@ -482,7 +486,7 @@ proptest! {
             // Phase and target belong together; a failure lasts until something new is wanted.
             let report = next.report(now.wall);
             match report.phase {
-                Phase::Fetching | Phase::Testing | Phase::Switching | Phase::Deferred =>
+                Phase::Fetching | Phase::Verified | Phase::Testing | Phase::Switching | Phase::Deferred =>
                     prop_assert!(report.target.is_some()),
                 Phase::Committed | Phase::Probation =>
                     prop_assert!(report.active.is_some() && report.target.is_none()),

@@ -43,6 +43,10 @@ struct Outside {
     sick: Mutex<BTreeSet<BundleName>>,
     refused: Mutex<BTreeSet<BundleDigest>>,
     probes: Mutex<u32>,
+    /// So many next probes panic.
+    broken_probes: Mutex<u32>,
+    /// Probes that run now, and the most that ever did.
+    testing: Mutex<(u32, u32)>,
     thresholds: Mutex<BTreeMap<SlotName, usize>>,
     terminals: Mutex<Vec<TerminalReport>>,
     outbox_broken: Mutex<bool>,
@@ -97,7 +101,17 @@ impl BlockLink for Outside {
 impl Probe for Outside {
     async fn probe(&self, files: BundleFiles, manifest: &Manifest) -> ProbeVerdict {
         *self.probes.lock() += 1;
+        {
+            let mut broken = self.broken_probes.lock();
+            if *broken > 0 {
+                *broken -= 1;
+                panic!("the probe's own code is broken");
+            }
+            let mut testing = self.testing.lock();
+            *testing = (testing.0 + 1, testing.1.max(testing.0 + 1));
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
+        self.testing.lock().0 -= 1;
         let bytes = fs::read(&files.manifest_path).unwrap();
         for blob in manifest.blobs() {
             let data = fs::read(files.blobs_dir.join(blob.digest.to_hex())).unwrap();
@@ -250,13 +264,22 @@ impl Rig {
         Bundle { assigned, digest: BundleDigest::of(&manifest), manifest, model, bytes }
     }
 
+    fn data_dir(&self) -> PathBuf {
+        self.home.join("data")
+    }
     async fn start(&mut self) {
+        let updater = self.started().await;
+        let (tx, rx) = mpsc::channel(8);
+        self.running = Some((tx, tokio::spawn(updater.run(rx))));
+    }
+    /// Started, but not yet running.
+    async fn started(&self) -> Updater {
         let blocks =
             Blocks::new(self.outside.clone(), device(), &format!("r{}", rand::rng().random::<u32>()));
         *self.outside.blocks.lock() = Some(blocks.clone());
         self.outside.serving.lock().clear(); // a new process serves nothing
         let config = UpdaterConfig {
-            data_dir: self.home.join("data"),
+            data_dir: self.data_dir(),
             trust_dir: self.home.join("trust"),
             device: device(),
             hardware: "x86".into(),
@@ -273,8 +296,7 @@ impl Rig {
         };
         let mut updater = Updater::open(config, world).unwrap();
         updater.start().await;
-        let (tx, rx) = mpsc::channel(8);
-        self.running = Some((tx, tokio::spawn(updater.run(rx))));
+        updater
     }
     /// As kill -9: nothing is told, nothing is flushed.
     async fn kill(&mut self) {

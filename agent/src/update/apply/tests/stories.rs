@@ -291,7 +291,7 @@ async fn what_is_revoked_while_it_is_fetched_is_given_up() {
     .await;
     let mut next = rig.signers.trust_document(2);
     next.floors.insert("digits".parse().unwrap(), 2);
-    let raw = seal(TRUST_TYPE, &next, &[&rig.signers.root]);
+    let raw = seal(TRUST_TYPE, &next, &[&rig.signers.root, &rig.signers.publisher]);
     let head = TrustHead { schema: 1, version: 2, digest: EnvelopeDigest::of(&raw) };
     rig.outside.objects.lock().insert(FetchObject::Trust(2), raw);
     rig.tell(Command::TrustHead(head)).await;
@@ -310,4 +310,88 @@ async fn a_promised_trust_document_that_does_not_exist_is_reported() {
     let behind = |r: &DeviceReport| r.refused.as_ref().is_some_and(|r| r.code == RefusalCode::TrustBehind);
     rig.until("reported", behind).await;
     assert_eq!(rig.outside.asked.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tests_take_turns_and_a_bundle_that_waits_for_its_own_is_verified() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.publish(1, 50_000), rig.publish(2, 50_000));
+    rig.start().await;
+    rig.desire(1, &[("digits", &one.assigned), ("other", &two.assigned)]).await;
+    let phases = |report: &DeviceReport| report.slots.values().map(|s| s.phase).collect::<BTreeSet<_>>();
+    rig.until("one tested, one waiting", |r| phases(r) == [Phase::Verified, Phase::Testing].into()).await;
+    rig.until("both done", |r| phases(r) == [Phase::Committed].into()).await;
+    assert_eq!(*rig.outside.testing.lock(), (0, 1), "never two at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_breaks_the_agents_own_code_is_a_failed_try_and_no_end() {
+    let mut rig = Rig::new();
+    let one = rig.publish(1, 50_000);
+    *rig.outside.broken_probes.lock() = 2;
+    rig.start().await;
+    rig.desire(1, &[("digits", &one.assigned)]).await;
+    let report = rig
+        .until("told", |r| {
+            r.slots.values().any(|s| s.last_error.as_ref().is_some_and(|e| e.message.contains("broke")))
+        })
+        .await;
+    assert_eq!(report.slots.values().next().unwrap().phase, Phase::Verified, "it waits for the next try");
+    rig.until_phase("digits", 1, Phase::Committed).await;
+    assert_eq!(*rig.outside.probes.lock(), 3);
+    // For ever broken: given up and told, like any other failure.
+    let two = rig.publish(2, 50_000);
+    *rig.outside.broken_probes.lock() = u32::MAX;
+    rig.desire(2, &[("digits", &two.assigned)]).await;
+    rig.until_phase("digits", 2, Phase::PreflightFailed).await;
+    assert_eq!(rig.serving("digits"), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_late_word_of_a_job_does_not_bring_a_removed_slot_back() {
+    let rig = Rig::new();
+    let mut updater = rig.started().await;
+    let late = Event::Progress { ticket: 3, done_bytes: 1, total_bytes: 2 };
+    updater.internal(Internal::Slot("gone".parse().unwrap(), late)).await;
+    assert!(updater.doc.slots.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_was_cut_off_does_not_make_later_ones_pretend() {
+    let rig = Rig::new();
+    let mut updater = rig.started().await;
+    updater.disk = None; // as a panic within the save leaves it
+    updater.doc.settings.window_secs = 77;
+    updater.persist().await.unwrap();
+    let (_, saved) = DurableSlots::<Slots>::open(&rig.data_dir(), "slots").unwrap();
+    assert!(matches!(saved, Loaded::Value(doc) if doc.settings.window_secs == 77));
+    // And where the files cannot be opened, it says so.
+    updater.disk = None;
+    updater.config.data_dir = rig.data_dir().join("slots.a").join("no folder");
+    assert!(matches!(updater.persist().await, Err(SaveError::Write { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_slot_markers_are_reported_until_every_slot_is_whole_again() {
+    let mut rig = Rig::new();
+    let one = rig.publish(1, 50_000);
+    rig.start().await;
+    rig.desire(1, &[("digits", &one.assigned)]).await;
+    rig.until_phase("digits", 1, Phase::Committed).await;
+    rig.kill().await;
+    for side in ["slots.a", "slots.b"] {
+        fs::write(rig.data_dir().join(side), b"EFD1 and then nonsense").unwrap();
+    }
+    let asked = rig.outside.asked.lock().len();
+    rig.start().await;
+    let report = rig.until("told", |r| r.refused.is_some()).await;
+    let refused = report.refused.unwrap();
+    assert_eq!((refused.code, refused.subject.as_deref()), (RefusalCode::StateLost, Some("slot markers")));
+    assert_eq!(rig.serving("digits"), None);
+    // The same desired state as ever brings it back, from the files that are still there.
+    rig.desire(1, &[("digits", &one.assigned)]).await;
+    let report = rig.until_phase("digits", 1, Phase::Probation).await;
+    assert!(report.refused.is_some(), "not yet whole");
+    assert_eq!(rig.until_phase("digits", 1, Phase::Committed).await.refused, None);
+    assert_eq!(rig.outside.asked.lock().len(), asked, "nothing was fetched again");
 }
