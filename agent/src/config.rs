@@ -15,6 +15,8 @@ use toml::de::{DeTable, DeValue};
 /// Prefix of environment variables: `http.listen` is `EDGEFLEET_AGENT_HTTP_LISTEN`.
 pub const ENV_PREFIX: &str = "EDGEFLEET_AGENT_";
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Characters of a token that cannot be guessed over the local API.
+const SHORTEST_TOKEN: usize = 16;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,20 @@ pub enum LogFormat {
     Json,
 }
 
+/// A secret that no log shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LocalToken(String);
+impl LocalToken {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+impl fmt::Debug for LocalToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LocalToken")
+    }
+}
+
 /// Everything the agent can be told on its device. What the fleet decides comes from the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -60,6 +76,10 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// Said explicitly before anything listens beyond loopback.
     pub allow_remote: bool,
+    /// Names of this device that clients may use besides its addresses.
+    pub host_names: Vec<String>,
+    /// Bearer token of repository load and unload; `None` switches both off.
+    pub local_token: Option<LocalToken>,
     pub body_limit: usize,
     /// Inference threads; 0 is one per core.
     pub threads: usize,
@@ -82,6 +102,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("hardware", "", "hardware class, as bundles name it"),
     ("http.listen", "127.0.0.1:8000", "Open Inference Protocol; port 0 takes a free one"),
     ("http.allow_remote", "false", "allow listening beyond loopback (without authentication)"),
+    ("http.host_names", "", "names clients may call this device by, separated by spaces"),
+    ("http.local_token", "", "bearer token of repository load and unload; without one both are off"),
     ("http.body_limit", "16MiB", "largest request body"),
     ("metrics.listen", "127.0.0.1:8002", "Prometheus metrics; port 0 takes a free one"),
     ("serving.threads", "0", "inference threads, 0 is one per core"),
@@ -212,7 +234,8 @@ impl Raw {
         };
         parse(text)
             .map_err(|problem| {
-                wrong.push(ConfigError { origin, problem: format!("`{key}` is `{text}`, {problem}") });
+                let shown = if key == "http.local_token" { "..." } else { text };
+                wrong.push(ConfigError { origin, problem: format!("`{key}` is `{shown}`, {problem}") });
             })
             .ok()
     }
@@ -265,6 +288,21 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
             wrong.push(ConfigError { origin: raw.origin(key), problem });
         }
     }
+    let host_names = raw.take("http.host_names", wrong, |text| {
+        let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        let names: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+        match names.iter().find(|name| !name.chars().all(ok)) {
+            None => Ok(names),
+            Some(name) => Err(format!("but `{name}` is no host name; leave scheme and port away")),
+        }
+    });
+    let local_token = raw.take("http.local_token", wrong, |text| match text {
+        "" => Ok(None),
+        text if text.len() < SHORTEST_TOKEN => {
+            Err(format!("at least {SHORTEST_TOKEN} characters are needed"))
+        }
+        text => Ok(Some(LocalToken(text.to_owned()))),
+    });
     let body_limit = raw.take("http.body_limit", wrong, |text| bytes_within(text, 1024, 1 << 30));
     let threads = raw.take("serving.threads", wrong, |text| number_within(text, 0, 1024));
     let queue = raw.take("serving.queue", wrong, |text| number_within(text, 1, 100_000));
@@ -293,6 +331,8 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         http_listen: http_listen?,
         metrics_listen: metrics_listen?,
         allow_remote: allow_remote?,
+        host_names: host_names?,
+        local_token: local_token?,
         body_limit: usize::try_from(body_limit?).ok()?,
         threads: threads?,
         queue: queue?,

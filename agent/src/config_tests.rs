@@ -86,3 +86,21 @@ fn nothing_listens_beyond_loopback_by_accident() {
         }
     }
 }
+
+#[test]
+fn host_names_are_names_and_a_token_is_long_and_never_shown() {
+    let flags = [
+        ("http.host_names", "cam-7.lan cam-7".to_owned()),
+        ("http.local_token", "0123456789abcdef".to_owned()),
+    ];
+    let config = load(None, nothing(), flags).unwrap();
+    assert_eq!(config.host_names, ["cam-7.lan", "cam-7"]);
+    assert_eq!(config.local_token.as_ref().map(LocalToken::reveal), Some("0123456789abcdef"));
+    assert!(!format!("{config:?}").contains("0123456789"));
+    let flags = [("http.host_names", "http://cam-7".to_owned()), ("http.local_token", "geheim".to_owned())];
+    let wrong = load(None, nothing(), flags).unwrap_err();
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(wrong[0].to_string().contains("`http://cam-7` is no host name"), "{wrong:?}");
+    assert!(!wrong[1].to_string().contains("geheim"), "{wrong:?}");
+    assert_eq!(load(None, nothing(), []).unwrap().local_token, None);
+}

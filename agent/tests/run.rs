@@ -386,7 +386,14 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     let answer = running.infer().await;
     assert_eq!(answer["model_version"], "7", "{answer}");
     let (status, metrics) = running.request(&running.metrics, "/metrics", None).await;
-    assert!(status.is_success() && metrics.contains("edgefleet_"), "{metrics}");
+    assert!(status.is_success(), "{metrics}");
+    for line in [
+        "edgefleet_link_connected 1",
+        "edgefleet_link_connects_total 1",
+        "edgefleet_outbox_lost_records_total 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    }
 
     // Windows and the terminal report come until they are acknowledged. What was sent before is sent
     // again at once because the controller asks for it.
@@ -442,7 +449,10 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     assert_eq!(status["update"]["slots"]["digits"]["phase"], "committed", "{status}");
     assert!(status["link"]["malformed"].as_u64().unwrap() >= 10, "{status}");
     let table = finish(agent(&["status"], &data)).await;
-    assert!(text(&table.stdout).contains("digits: digits@7 (committed)"), "{table:?}");
+    assert!(
+        text(&table.stdout).contains("digits: digits@7, ") && text(&table.stdout).contains(" ms (committed)"),
+        "{table:?}"
+    );
 
     // Killed: the will says so. Restarted without a controller: serves from disk.
     running.signal("KILL");

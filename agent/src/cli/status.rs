@@ -8,7 +8,13 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::{fmt::Write, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
 use tokio::{net::TcpStream, time::timeout};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,12 +49,22 @@ pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// An address to connect to: one that listens everywhere is asked on loopback, the name it knows itself by.
+fn reachable(listens: SocketAddr) -> SocketAddr {
+    match listens.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listens.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listens.port()).into(),
+        _ => listens,
+    }
+}
+
 async fn ask(addresses: &Addresses) -> anyhow::Result<String> {
-    let tcp = TcpStream::connect(addresses.http).await?;
+    let address = reachable(addresses.http);
+    let tcp = TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::get("/v1/status")
-        .header(header::HOST, addresses.http.to_string())
+        .header(header::HOST, address.to_string())
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await?;
@@ -78,26 +94,106 @@ fn table(addresses: &Addresses, status: &Value) -> String {
     line("http", addresses.http.to_string());
     line("uptime", format!("{} s", plain(&status["uptime_secs"])));
     let link = &status["link"];
-    let connected = if link["connected"] == Value::Bool(true) { "connected" } else { "not connected" };
-    line("controller", format!("{connected}, {}", plain(&link["controller"])));
+    let connected = match (link["connected"] == Value::Bool(true), link["trouble"].as_str()) {
+        (true, _) => "connected".to_owned(),
+        (false, None) => "not connected".to_owned(),
+        (false, Some(trouble)) => format!("not connected ({trouble})"),
+    };
+    line("controller", format!("{}: {connected}", plain(&link["controller"])));
     line(
         "outbox",
         format!("{} records, {} lost", plain(&status["outbox"]["records"]), plain(&status["outbox"]["lost"])),
     );
     line("generation", plain(&status["update"]["generation"]));
-    let phases = &status["update"]["slots"];
-    for (name, slot) in status["slots"].as_object().into_iter().flatten() {
-        let phase = plain(&phases[name]["phase"]);
-        let p95 = plain(&slot["total_ms"]["p95"]);
-        line(
-            "slot",
-            format!("{name}: {} ({phase}), {} ok, p95 {p95} ms", plain(&slot["bundle"]), plain(&slot["ok"])),
-        );
+    if let Some(refused) = status["update"]["refused"]["message"].as_str() {
+        line("refused", refused.to_owned());
     }
-    for (name, slot) in phases.as_object().into_iter().flatten() {
-        if let Some(error) = slot["last_error"]["message"].as_str() {
+    let (served, phases) = (&status["slots"], &status["update"]["slots"]);
+    // A slot whose first bundle is on its way serves nothing yet.
+    let names = [served, phases].into_iter().filter_map(Value::as_object).flat_map(|slots| slots.keys());
+    for name in names.collect::<BTreeSet<_>>() {
+        let (slot, phase) = (&served[name], &phases[name]);
+        let mut text = match slot["bundle"].as_str() {
+            None => format!("{name}: nothing"),
+            Some(bundle) => {
+                let p95 = slot["total_ms"]["p95"].as_f64().map_or("-".to_owned(), |ms| format!("{ms:.2}"));
+                let counts = ["ok", "rejected"].map(|count| format!("{} {count}", plain(&slot[count])));
+                format!("{name}: {bundle}, {}, {} failed, p95 {p95} ms", counts.join(", "), failures(slot))
+            }
+        };
+        if slot["available"] == Value::Bool(false) {
+            text.push_str(", unloaded by hand");
+        }
+        let _ = write!(text, " ({}", plain(&phase["phase"]));
+        if let Some(target) = phase["target"]["bundle"].as_str() {
+            let _ = write!(text, " {target}");
+        }
+        if let (Some(done), Some(total)) =
+            (phase["progress"]["done_bytes"].as_u64(), phase["progress"]["total_bytes"].as_u64())
+        {
+            let _ = write!(text, ", {done} of {total} bytes");
+        }
+        line("slot", text + ")");
+        if let Some(error) = phase["last_error"]["message"].as_str() {
             line("last error", format!("{name}: {error}"));
         }
     }
     text
+}
+
+fn failures(slot: &Value) -> u64 {
+    slot["errors"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_person_sees_every_slot_its_trouble_and_why_there_is_no_connection() {
+        let addresses = Addresses {
+            http: "0.0.0.0:8000".parse().unwrap(),
+            metrics: "127.0.0.1:8002".parse().unwrap(),
+            device: "dev-1".parse().unwrap(),
+            pid: 1,
+        };
+        assert_eq!(reachable(addresses.http), "127.0.0.1:8000".parse().unwrap());
+        assert_eq!(reachable("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
+        let status = json!({
+            "agent": "0.1.0", "uptime_secs": 7,
+            "link": {"connected": false, "controller": "https://c:8443", "trouble": "refused"},
+            "outbox": {"records": 3, "lost": 0},
+            "slots": {"digits": {
+                "bundle": "digits@2", "ok": 5, "rejected": 1, "errors": {"engine": 1, "bad-input": 2},
+                "available": true, "total_ms": {"p50": 0.4, "p95": 0.123_456},
+            }},
+            "update": {
+                "generation": 4,
+                "refused": {"message": "generation 3 is older than 4"},
+                "slots": {
+                    "digits": {"phase": "committed"},
+                    "faces": {
+                        "phase": "fetching", "target": {"bundle": "faces@1"},
+                        "progress": {"done_bytes": 10, "total_bytes": 20},
+                        "last_error": {"message": "no block came"},
+                    },
+                },
+            },
+        });
+        assert_eq!(
+            table(&addresses, &status),
+            "device       dev-1\n\
+             agent        0.1.0\n\
+             http         0.0.0.0:8000\n\
+             uptime       7 s\n\
+             controller   https://c:8443: not connected (refused)\n\
+             outbox       3 records, 0 lost\n\
+             generation   4\n\
+             refused      generation 3 is older than 4\n\
+             slot         digits: digits@2, 5 ok, 1 rejected, 3 failed, p95 0.12 ms (committed)\n\
+             slot         faces: nothing (fetching faces@1, 10 of 20 bytes)\n\
+             last error   faces: no block came\n"
+        );
+    }
 }

@@ -46,7 +46,8 @@ pub enum PoolError {
     Run(#[from] RunError),
 }
 
-/// A fixed set of threads behind one bounded queue. Dropping it drains it.
+/// A fixed set of threads behind one bounded queue. Dropped, it takes no more; the threads end by
+/// themselves, and a model that hangs does not hold up whoever drops it.
 pub struct WorkerPool {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -141,8 +142,7 @@ impl WorkerPool {
 
     /// Refuses new jobs, finishes those queued, ends the workers. Blocks until then; idempotent.
     pub fn shutdown(&self) {
-        self.shared.queue.lock().open = false;
-        self.shared.wake.notify_all();
+        self.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             // A worker cannot panic: every job runs under catch_unwind.
@@ -151,9 +151,16 @@ impl WorkerPool {
     }
 }
 
+impl WorkerPool {
+    fn close(&self) {
+        self.shared.queue.lock().open = false;
+        self.shared.wake.notify_all();
+    }
+}
+
 impl Drop for WorkerPool {
     fn drop(&mut self) {
-        self.shutdown();
+        self.close();
     }
 }
 

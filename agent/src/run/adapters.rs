@@ -6,7 +6,7 @@ use crate::{
     identity::TrustedClock,
     link::{LinkHandle, QoS},
     monitor::{Moment, MonitorClock, RecordSink, SinkError},
-    serving::http::StatusProvider,
+    serving::http::{Metric, StatusProvider},
     store::outbox::Outbox,
     update::{
         BlockLink, BundleFiles, HttpsSource, LinkDown, Probe, RangeSource,
@@ -22,7 +22,10 @@ use edgefleet_shared::{
 use parking_lot::RwLock;
 use serde_json::{Value, json};
 use std::{
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -85,7 +88,7 @@ impl RangeSource for CurrentHttps {
     }
 }
 
-/// `link`, `outbox` and `update` in `GET /v1/status`.
+/// `link` in `GET /v1/status` and `/metrics`.
 pub(super) struct LinkStatus {
     pub(super) link: Arc<LateLink>,
     pub(super) controller: String,
@@ -109,6 +112,40 @@ impl StatusProvider for LinkStatus {
             "overflowed": stats.overflowed.load(Ordering::Relaxed),
         })
     }
+    fn metrics(&self) -> Vec<Metric> {
+        let Some(link) = self.link.get() else { return vec![] };
+        let stats = link.stats();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+        [
+            (
+                "edgefleet_link_connected",
+                "1 while there is a session with the controller.",
+                f64::from(u8::from(link.is_connected())),
+            ),
+            (
+                "edgefleet_link_connects_total",
+                "Sessions with the controller since the start.",
+                count(&stats.connects),
+            ),
+            (
+                "edgefleet_link_takeovers_total",
+                "Sessions lost to another agent with this device's identity.",
+                count(&stats.takeovers),
+            ),
+            (
+                "edgefleet_link_malformed_messages_total",
+                "Messages from the controller that were not understood.",
+                count(&stats.malformed),
+            ),
+            (
+                "edgefleet_link_overflowed_messages_total",
+                "Messages from the controller that nobody took in time.",
+                count(&stats.overflowed),
+            ),
+        ]
+        .map(|(name, help, value)| Metric { name, help, value })
+        .into()
+    }
 }
 
 pub(super) struct OutboxStatus(pub(super) Outbox);
@@ -118,6 +155,23 @@ impl StatusProvider for OutboxStatus {
     }
     fn status(&self) -> Value {
         json!({"records": self.0.len(), "bytes": self.0.bytes(), "lost": self.0.lost()})
+    }
+    fn metrics(&self) -> Vec<Metric> {
+        [
+            (
+                "edgefleet_outbox_records",
+                "Telemetry records the controller has not acknowledged.",
+                self.0.len() as f64,
+            ),
+            ("edgefleet_outbox_bytes", "Bytes of these records.", self.0.bytes() as f64),
+            (
+                "edgefleet_outbox_lost_records_total",
+                "Telemetry records lost since the start: dropped, refused or damaged.",
+                self.0.lost() as f64,
+            ),
+        ]
+        .map(|(name, help, value)| Metric { name, help, value })
+        .into()
     }
 }
 

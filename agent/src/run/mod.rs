@@ -2,12 +2,14 @@
 //!
 //! Start: lock, identity, outbox, listeners, updater (bundles from disk), link. Stop, within 5 s: no
 //! new connections, requests in flight end, the updater writes down its orderly end, windows go to
-//! the outbox, `offline` goes to the controller, files are closed.
+//! the outbox, `offline` goes to the controller, files are closed. A part that ends by itself ends the
+//! agent in the same order, with a failure.
 
 mod adapters;
 pub(crate) mod addresses;
 mod host;
 pub(crate) mod lock;
+mod parts;
 mod renewal;
 mod report;
 mod route;
@@ -34,6 +36,7 @@ use arc_swap::ArcSwap;
 use edgefleet_shared::ids::BootId;
 use host::ServingHost;
 use lock::{DataLock, LockError};
+use parts::{Losses, parts};
 use renewal::Renewal;
 use report::{Reporter, ReportsTo};
 use route::Router;
@@ -68,6 +71,8 @@ const UPDATER_INBOX: usize = 256;
 const SENDER_INBOX: usize = 64;
 /// How often windows are looked at.
 const MONITOR_TICK: Duration = Duration::from_secs(1);
+/// Longest window a controller may ask for: telemetry that never comes is none.
+const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -115,25 +120,38 @@ impl RunError {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT, also while it starts. The exit code is a failure if a part
+/// of it ended by itself.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start; nothing that happens later ends it.
+/// [`RunError`] if it cannot start.
 pub async fn run(config: Config) -> Result<ExitCode, RunError> {
     let _lock = DataLock::take(&config.data)?;
     Addresses::remove(&config.data);
     let identity =
         identity::load(&config.data)?.ok_or_else(|| RunError::NotEnrolled { data: config.data.clone() })?;
-    let signals = Signals::listen()?;
-    let agent = Agent::start(config, identity).await?;
+    let mut signals = Signals::listen()?;
+    let (agent, mut losses) = tokio::select! {
+        started = Agent::start(config, identity) => started?,
+        reason = signals.told() => {
+            info!(reason, "stopping before the start was complete");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     notify(&[NotifyState::Ready]);
-    let reason = signals.wait(&agent).await;
+    let (reason, code) = match live(&mut signals, &mut losses).await {
+        Ended::Told(reason) => (reason, ExitCode::SUCCESS),
+        Ended::Lost(part) => {
+            error!(part, "a part of the agent ended by itself; the agent ends too, to be started whole");
+            ("a part of the agent failed", ExitCode::FAILURE)
+        }
+    };
     info!(reason, "stopping");
     notify(&[NotifyState::Stopping]);
     if timeout(STOP_LIMIT, agent.stop(reason)).await.is_err() {
         warn!("not everything ended within {} s", STOP_LIMIT.as_secs());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 struct Agent {
@@ -152,7 +170,8 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(config: Config, identity: Identity) -> Result<Self, RunError> {
+    async fn start(config: Config, identity: Identity) -> Result<(Self, Losses), RunError> {
+        let (parts, losses) = parts();
         let started = Instant::now();
         let device = identity.device().clone();
         let boot = BootId::from_random(rand::random());
@@ -184,6 +203,8 @@ impl Agent {
             body_limit_bytes: config.body_limit,
             body_budget_bytes: config.body_limit.saturating_mul(4),
             drain_timeout: DRAIN,
+            host_names: config.host_names.clone(),
+            local_token: config.local_token.as_ref().map(|token| token.reveal().to_owned()),
             ..ServingConfig::default()
         };
         let state = ServingState::new(serving, slots.clone(), pool.clone(), monitor.clone());
@@ -241,7 +262,7 @@ impl Agent {
         let shutdown = CancellationToken::new();
         let serving = serve(vec![http], state.clone(), shutdown.clone());
         let measuring = serve_metrics(vec![metrics], state.clone(), shutdown.clone());
-        let servers = tokio::spawn(async {
+        let servers = parts.spawn("serving", async {
             tokio::join!(serving, measuring);
         });
 
@@ -249,7 +270,7 @@ impl Agent {
         updater.start().await;
         state.set_ready(true);
         let (updater_inbox, commands) = mpsc::channel(UPDATER_INBOX);
-        let updater_task = tokio::spawn(updater.run(commands));
+        let updater_task = parts.spawn("updater", updater.run(commands));
 
         let link_config = LinkConfig {
             host: identity.controller.mqtt_host.clone(),
@@ -259,6 +280,7 @@ impl Agent {
             keep_alive: KEEP_ALIVE,
         };
         let (link, events, link_task) = Link::start(link_config, tls);
+        let link_task = parts.spawn("link", async { link_task.await.unwrap_or_default() });
         late_link.set(link.clone());
         let (sender, signals) = mpsc::channel(SENDER_INBOX);
         let report_now = Arc::new(Notify::new());
@@ -289,17 +311,21 @@ impl Agent {
         };
         let renewal = Renewal { identity, data: config.data.clone(), clock, link: link.clone(), https };
         let background = vec![
-            tokio::spawn(router.run(events)),
-            tokio::spawn(reporter.run()),
-            tokio::spawn(send_telemetry(outbox.clone(), link.clone(), device.clone(), signals)),
-            tokio::spawn(tick(monitor.clone(), settings)),
-            tokio::spawn(renewal.run()),
+            parts.spawn("router", router.run(events)),
+            parts.spawn("reporter", reporter.run()),
+            parts.spawn(
+                "telemetry sender",
+                send_telemetry(outbox.clone(), link.clone(), device.clone(), signals),
+            ),
+            parts.spawn("monitor", tick(monitor.clone(), settings)),
+            parts.spawn("certificate renewal", renewal.run()),
+            parts.spawn("outbox", outbox.ended()),
         ];
         addresses
             .write(&config.data)
             .map_err(|source| RunError::Start { what: "writing run/addresses.json", source })?;
         info!(%device, http = %addresses.http, metrics = %addresses.metrics, "running");
-        Ok(Self {
+        let agent = Self {
             config,
             shutdown,
             servers,
@@ -311,14 +337,18 @@ impl Agent {
             link,
             link_task,
             background,
-        })
+        };
+        Ok((agent, losses))
     }
 
     async fn stop(self, reason: &str) {
         self.shutdown.cancel();
         self.servers.await.ok();
-        self.updater.try_send(Command::Stop).ok(); // a full inbox is drained by the timeout below
-        timeout(Duration::from_secs(1), self.updater_task).await.ok();
+        let orderly = async {
+            self.updater.send(Command::Stop).await.ok(); // it has ended already
+            self.updater_task.await.ok();
+        };
+        timeout(Duration::from_secs(1), orderly).await.ok();
         self.monitor.flush();
         self.outbox.flush().await;
         self.link.close(reason);
@@ -347,8 +377,8 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, R
 async fn tick(monitor: Arc<Monitor>, mut settings: crate::update::world::SettingsWatch) {
     let mut ticks = tokio::time::interval(MONITOR_TICK);
     loop {
-        let window = Duration::from_secs(settings.borrow_and_update().window_secs.max(1));
-        monitor.set_window(window);
+        let window = Duration::from_secs(settings.borrow_and_update().window_secs);
+        monitor.set_window(window.min(LONGEST_WINDOW));
         ticks.tick().await;
         monitor.tick();
     }
@@ -374,24 +404,48 @@ impl Signals {
         })
     }
 
-    /// Feeds the watchdog, as long as the parts that must live do, until told to stop.
-    async fn wait(mut self, agent: &Agent) -> &'static str {
-        let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
-        let mut feed = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "stopped by SIGTERM",
-                _ = self.interrupt.recv() => return "stopped by SIGINT",
-                _ = feed.tick() => {
-                    let alive = !agent.updater_task.is_finished() && !agent.link_task.is_finished()
-                        && !agent.servers.is_finished();
-                    if !alive {
-                        error!("a part of the agent has ended by itself; the watchdog is not fed");
-                    } else if watchdog.is_some() {
-                        notify(&[NotifyState::Watchdog]);
-                    }
-                }
-            }
+    /// Waits until somebody tells the agent to stop.
+    async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "stopped by SIGTERM",
+            _ = self.interrupt.recv() => "stopped by SIGINT",
         }
+    }
+}
+
+/// Why the agent's life is over.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Told(&'static str),
+    /// This part of it ended by itself.
+    Lost(&'static str),
+}
+
+/// Feeds the watchdog until told to stop, or until a part that must live does not.
+async fn live(signals: &mut Signals, losses: &mut Losses) -> Ended {
+    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+    let mut feed = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+    loop {
+        tokio::select! {
+            reason = signals.told() => return Ended::Told(reason),
+            part = losses.next() => return Ended::Lost(part),
+            _ = feed.tick(), if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_lost_a_part_does_not_live_on() {
+        let mut signals = Signals::listen().unwrap();
+        let (parts, mut losses) = parts();
+        let _living = parts.spawn("updater", std::future::pending());
+        let lived = timeout(Duration::from_millis(50), live(&mut signals, &mut losses)).await;
+        assert!(lived.is_err(), "{lived:?}");
+        parts.spawn("router", async { panic!("told to") });
+        assert_eq!(live(&mut signals, &mut losses).await, Ended::Lost("router"));
     }
 }

@@ -30,7 +30,11 @@ impl Renewal {
         loop {
             let (start, end) = match self.identity.validity() {
                 Ok(validity) => validity,
-                Err(e) => return error!(reason = %e, "the device certificate cannot be read; enrol again"),
+                Err(e) => {
+                    error!(reason = %e, "the device certificate cannot be read; enrol again");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
             };
             let wait = due(start, end, spread).since(self.clock.now());
             if !wait.is_zero() {

@@ -21,8 +21,8 @@ use tokio::{
 
 /// Changes that come together are told together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// Shortest heartbeat a controller may ask for.
-const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
+/// Shortest and longest heartbeat a controller may ask for.
+const HEARTBEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
 
 /// The newest word of the updater; `None` before its first.
 pub(super) type Latest = watch::Receiver<Option<DeviceReport>>;
@@ -59,12 +59,18 @@ pub(super) struct Reporter {
     pub(super) now: Arc<Notify>,
 }
 
+/// Within bounds: the sum of any clock and `u64::MAX` seconds is a panic, and settings are kept over
+/// restarts.
+fn heartbeat(secs: u64) -> Duration {
+    Duration::from_secs(secs).clamp(HEARTBEAT.0, HEARTBEAT.1)
+}
+
 impl Reporter {
     /// Runs until the updater is gone.
     pub(super) async fn run(mut self) {
         let mut last = Instant::now();
         loop {
-            let heartbeat = Duration::from_secs(self.settings.borrow().heartbeat_secs).max(MIN_HEARTBEAT);
+            let heartbeat = heartbeat(self.settings.borrow().heartbeat_secs);
             tokio::select! {
                 () = self.now.notified() => {}
                 changed = self.latest.changed() => {
@@ -106,6 +112,19 @@ impl Reporter {
         let json = serde_json::to_vec(&reported).unwrap_or_default(); // plain data: cannot fail
         if let Err(reason) = self.link.publish(Channel::Reported, json, true, QoS::AtLeastOnce).await {
             tracing::debug!(%reason, "state not reported; it is at the next connect");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_heartbeat_a_controller_can_ask_for_overflows_the_clock() {
+        for (secs, wanted) in [(0, HEARTBEAT.0), (60, Duration::from_secs(60)), (u64::MAX, HEARTBEAT.1)] {
+            assert_eq!(heartbeat(secs), wanted);
+            let _ = Instant::now() + heartbeat(secs);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /metrics` in the Prometheus text format. Labels are slots, bundles and our own codes only.
 
-use super::ServingState;
+use super::{Metric, ServingState};
 use crate::monitor::ErrorCode;
 use axum::{
     extract::State,
@@ -112,6 +112,11 @@ pub(super) async fn metrics(State(state): State<ServingState>) -> Response {
         ),
     ] {
         text.metric(name, kind, help);
+        text.line(name, &[], value);
+    }
+    let providers = state.0.providers.read().clone();
+    for Metric { name, help, value } in providers.iter().flat_map(|provider| provider.metrics()) {
+        text.metric(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
         text.line(name, &[], value);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.0).into_response()

@@ -13,7 +13,7 @@ mod settings;
 mod status;
 
 pub use server::{serve, serve_metrics};
-pub use status::StatusProvider;
+pub use status::{Metric, StatusProvider};
 
 use super::slots::SlotTable;
 use crate::{engine::pool::WorkerPool, monitor::Monitor};
@@ -117,7 +117,7 @@ impl ServingState {
         }))
     }
 
-    /// Adds a part to `GET /v1/status`.
+    /// Adds a part to `GET /v1/status` and `/metrics`.
     pub fn add_status(&self, provider: Arc<dyn StatusProvider>) {
         self.0.providers.write().push(provider);
     }

@@ -12,6 +12,19 @@ pub trait StatusProvider: Send + Sync {
     fn name(&self) -> &'static str;
     /// Must not block: called on a thread that serves requests.
     fn status(&self) -> Value;
+    /// For `/metrics`; must not block either. The names of one provider are its own.
+    fn metrics(&self) -> Vec<Metric> {
+        vec![]
+    }
+}
+
+/// One number without labels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    /// `edgefleet_<noun>_<unit>[_total]`; a counter ends in `_total`.
+    pub name: &'static str,
+    pub help: &'static str,
+    pub value: f64,
 }
 
 pub(super) async fn live() -> StatusCode {

@@ -26,7 +26,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Requests that may wait for the disk.
 const DESK: usize = 512;
@@ -105,6 +105,8 @@ pub struct Outbox {
     desk: SyncSender<Request>,
     gauges: Arc<Gauges>,
     appended: Arc<Notify>,
+    /// Closed when the clerk's thread has ended.
+    clerk: watch::Receiver<()>,
 }
 
 impl Outbox {
@@ -118,8 +120,9 @@ impl Outbox {
         let (desk, requests) = sync_channel(DESK);
         let gauges = Arc::new(Gauges::default());
         let appended = Arc::new(Notify::new());
-        let outbox = Self { desk, gauges: gauges.clone(), appended: appended.clone() };
-        let clerk = Clerk { queue, gauges, appended, waiting: vec![] };
+        let (alive, clerk) = watch::channel(());
+        let outbox = Self { desk, gauges: gauges.clone(), appended: appended.clone(), clerk };
+        let clerk = Clerk { queue, gauges, appended, waiting: vec![], _alive: alive };
         clerk.show();
         thread::Builder::new().name("outbox".into()).spawn(move || clerk.work(&requests)).map_err(|e| {
             OutboxError::Store { path: dir.to_owned(), reason: format!("no thread for it: {e}") }
@@ -209,6 +212,11 @@ impl Outbox {
     pub fn lost(&self) -> u64 {
         self.gauges.lost.load(Ordering::Relaxed)
     }
+    /// Returns when nothing is stored any more: closed, or its thread has failed.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut clerk = self.clerk.clone();
+        async move { while clerk.changed().await.is_ok() {} }
+    }
     /// Returns soon after a record was stored.
     pub async fn appended(&self) {
         self.appended.notified().await;
@@ -221,6 +229,8 @@ struct Clerk {
     gauges: Arc<Gauges>,
     appended: Arc<Notify>,
     waiting: Vec<(oneshot::Sender<Result<u64, OutboxError>>, u64)>,
+    /// Dropped with it; that is how [`Outbox::ended`] learns of its end.
+    _alive: watch::Sender<()>,
 }
 
 impl Clerk {
