@@ -1,7 +1,7 @@
 //! The controller's end of the conversation with real parts: fleet, store, broker, driver. Only the devices
 //! are events put into the loop.
 
-use super::{EventLoop, EventTotals, HandOut, Takeovers};
+use super::{EventLoop, EventTotals, HandOut, Resends, Takeovers};
 use crate::{
     assignments::{AssignRequest, Assignments},
     broker::{
@@ -119,6 +119,7 @@ impl Bench {
             replies: broadcast::channel(8).0,
             totals: totals.clone(),
             takeovers: Mutex::new(Takeovers::default()),
+            resends: Mutex::new(Resends::default()),
         };
         let (driver, orders) = Driver::new(DriverParts {
             assignments: assignments.clone(),
