@@ -441,20 +441,23 @@ async fn offline_windows_survive(
     Ok(())
 }
 
-/// Has the device send everything and waits until its outbox is empty.
+/// Has the device send everything and waits until nothing more comes. Nobody asks it anything meanwhile.
 async fn settle_exactly(stage: &Stage, device: &Device) -> Result<u64> {
     let path = format!("/api/v1/devices/{}/commands", device.id);
+    let mut before = None;
     until("an empty outbox", async || {
         if stage.post(&path, &json!({"action": {"kind": "report"}})).await.is_err() {
             return Ok(Err("no answer to the command".into()));
         }
+        // What the command has just handed over is in the outbox's figures a moment later.
+        tokio::time::sleep(OUTBOX_GROUP).await;
         let status = device.status().await?;
-        let waiting = &status["outbox"]["records"];
-        if *waiting != 0 || status["records_waiting"] != 0 {
+        if status["outbox"]["records"] != 0 || status["records_waiting"] != 0 {
             return Ok(Err(status.to_string()));
         }
-        Ok(Ok(()))
+        let now = counted(stage, device).await?;
+        let same = before.replace(now) == Some(now);
+        Ok(if same { Ok(now) } else { Err(format!("{now} counted, and perhaps more")) })
     })
-    .await?;
-    counted(stage, device).await
+    .await
 }
