@@ -2,7 +2,7 @@
 //!
 //! MQTT 3.1.1 does not say "somebody else connected as you": the connection just closes. Two agents
 //! with one identity therefore look like a session that the broker ends soon after it began, although
-//! the broker answers at once. A second such end within [`SUSPICIOUS`], with no failed attempt in
+//! the broker answers at once. A second such end within `SUSPICIOUS`, with no failed attempt in
 //! between (a broker that restarts refuses for a while), is taken for a takeover.
 
 use std::time::Duration;

@@ -5,7 +5,7 @@
 //! windows go and are counted in a `dropped` record; merging them instead is later work. A damaged
 //! store is repaired or set aside, never fatal, and what was lost is reported upward the same way.
 //!
-//! All disk work happens on one thread of its own ([`queue`]); this is its front desk.
+//! All disk work happens on one thread of its own (`queue`); this is its front desk.
 
 mod codec;
 mod home;
