@@ -40,7 +40,8 @@ impl Mosquitto {
         until("Mosquitto", Duration::from_secs(20), async || {
             let ended = process.has_ended()?;
             ensure!(ended.is_none(), "it ended with {ended:?}:\n{}", process.log());
-            Ok(drop(TcpStream::connect(listen)?))
+            TcpStream::connect(listen)?;
+            Ok(())
         })
         .await?;
         Ok(Self { process, port: listen.port() })
