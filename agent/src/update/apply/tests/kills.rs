@@ -48,7 +48,7 @@ mod by_failpoint {
         let signers = Signers::kept_in(home);
         let outside = Arc::new(Outside::default());
         outside.objects.lock().insert(FetchObject::Trust(2), signers.trust(2));
-        Rig { home: home.to_owned(), _dir: None, signers, outside, reserve: 0, running: None }
+        Rig { home: home.to_owned(), _dir: None, signers, outside, reserve: 0, clock: today, running: None }
     }
 
     /// One committed, two committed, three goes back; trust 2 on the way.
