@@ -183,7 +183,13 @@ impl Fleet {
         for (_, found) in
             Repository::<devices::Status>::new(Arc::clone(&store), devices::STATUS).list_all("").await?
         {
-            index.update_status(&found.value.device.clone(), |status| *status = found.value);
+            // Nobody is connected to a controller that has just started; each device says so itself.
+            let stored = devices::Status {
+                online: false,
+                reason: "not heard of since the controller started".into(),
+                ..found.value
+            };
+            index.update_status(&stored.device.clone(), |status| *status = stored);
         }
         let tokens = tokens::TokenIndex::load(&store).await?;
         Ok(Self {
