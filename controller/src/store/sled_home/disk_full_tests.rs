@@ -85,16 +85,17 @@ async fn writes_stop_before_the_disk_is_full_and_go_on_when_there_is_room() {
 async fn writer_process() {
     let Ok(dir) = std::env::var(WRITER_DIR) else { return };
     let (store, _) = SledStore::open(super::tests::config(Path::new(&dir))).await.unwrap();
-    let mut acknowledged = 0;
-    let refused = loop {
+    let (mut acknowledged, mut refused) = (0, 0);
+    // Full for good ends the store; full for a moment (the marker did not fit, the log did) refuses one write.
+    while refused < 20 && !matches!(store.health().await, Health::Down { .. }) {
         match put(&store, acknowledged).await {
             Ok(_) => acknowledged += 1,
-            Err(error) => break error,
+            Err(StoreError::Unavailable { .. }) => refused += 1,
+            Err(error) => panic!("{error:?}"),
         }
         assert!(acknowledged < 5_000, "the disk never filled up");
-    };
-    assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");
-    assert!(matches!(store.health().await, Health::Down { .. }));
+    }
+    assert!(refused > 0, "the store went down without refusing a write");
     println!("\nACKNOWLEDGED {acknowledged}");
     // As a program does that must be restarted: sled's threads do not end any more.
     std::process::exit(0);
