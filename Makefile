@@ -34,7 +34,7 @@ test: setup ## Run every check and test
 	@.ci/step pages .ci/check-docs
 	@.ci/step dependencies cargo deny --locked check licenses bans sources
 	@.ci/step clippy cargo clippy $(CI) --all-targets --features $(CRASHES) -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" .ci/step docs cargo doc $(CI) --no-deps
+	@RUSTDOCFLAGS="-D warnings" .ci/step docs cargo doc $(CI) --no-deps --document-private-items
 	@.ci/step build cargo build $(CI) --bins
 	@.ci/step "build with crash points" cargo build $(CI) --features edgefleet-agent/failpoints --bin edgefleet-agent-failpoints
 	@.ci/step doctests cargo test $(CI) --doc
