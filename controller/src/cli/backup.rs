@@ -51,7 +51,7 @@ pub struct BackupArgs {
     /// The controller's CA certificate [default: ca/ca.pem in the data folder]
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// The new file [default: edgefleet-backup-<time>.efb here]
+    /// The new file [default: edgefleet-backup-TIME.efb here]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Include the models themselves, not only their digests

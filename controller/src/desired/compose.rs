@@ -7,7 +7,7 @@ use edgefleet_shared::{
     time::Timestamp,
 };
 
-/// The content `device` should have; generation and times are [`super::decide`]'s to set.
+/// The content `device` should have; generation and times are [`super::decide()`]'s to set.
 ///
 /// Total and deterministic: the order of `intents` does not matter, intents of other devices are
 /// ignored, and of two for one slot the one of the later rollout (by id, which starts with its time)

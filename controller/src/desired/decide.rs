@@ -35,7 +35,7 @@ pub enum Decision {
 }
 
 /// `stored` is the last signed state (its `generation` 0 if there is none), `wanted` the content
-/// from [`super::compose`].
+/// from [`super::compose()`].
 ///
 /// A device ahead of the store (restored from a backup) is met at max(stored, reported) + 1; one that
 /// lost its state gets a fresh generation that answers its nonce.

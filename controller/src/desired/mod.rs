@@ -1,6 +1,6 @@
 //! One signed desired state per device: intents in, one document with one generation out.
 //!
-//! [`compose`] and [`decide`] are pure; [`DesiredStates`] loads, asks them, signs and saves by
+//! [`compose()`] and [`decide()`] are pure; [`DesiredStates`] loads, asks them, signs and saves by
 //! compare-and-set. Several parts of the controller may want something of a device (an assignment by
 //! hand, a rollout, settings): each writes its own [`Intent`], nobody writes the desired state itself.
 
