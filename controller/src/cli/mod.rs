@@ -16,6 +16,7 @@ pub mod rollout;
 pub mod serve;
 mod serve_file;
 pub(crate) mod table;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod trust;

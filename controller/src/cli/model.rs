@@ -1,6 +1,8 @@
 //! `edgefleet model ...`: from an ONNX file to a bundle in the registry.
 
-use super::{client::ClientError, context::Context, failure::Failure, table, verdict};
+use super::{
+    client::ClientError, context::Context, failure::Failure, table, telemetry::TelemetryArgs, verdict,
+};
 use crate::{
     clock,
     registry::{
@@ -45,6 +47,7 @@ pub enum ModelCommand {
     List,
     /// Show a model (`digits`) or a bundle (`digits@3`)
     Show(ShowArgs),
+    Telemetry(TelemetryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +116,7 @@ impl ModelCommand {
             Self::Push(args) => push(context, args).await,
             Self::List => list(context).await,
             Self::Show(args) => show(context, &args.name).await,
+            Self::Telemetry(args) => args.run(context).await,
         }
     }
 }

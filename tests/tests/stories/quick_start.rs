@@ -84,6 +84,8 @@ async fn a_model_travels_from_a_laptop_to_a_device_by_hand() -> Result<()> {
         Ok(())
     })
     .await?;
+    let bundle = controller.table(&["model", "telemetry", "digits@1"]).await?;
+    ensure!(bundle.contains("requests   1 (1 rows), 0 failed"), "{bundle}");
 
     // Labels and names are the controller's.
     controller.run(&["device", "label", &agent.id, "site=plant-7", "line=3"]).await?;
