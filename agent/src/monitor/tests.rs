@@ -191,7 +191,7 @@ fn labels_come_back_in_the_bucket_of_their_prediction() {
             (&early, 1, "3"),
             (&early, 2, "three"),
             (&early, 2, "three"),
-            (&early, 3, "zero"), // sequence + 3 is the row of `late`
+            (&early, 3, "zero"), // sequence + 3 is a row of `late`, which is another request
             (&late, 0, "zero"),
             (&foreign, 0, "one"),
             (&earlier_boot, 0, "one"),
@@ -201,7 +201,7 @@ fn labels_come_back_in_the_bucket_of_their_prediction() {
         ],
     );
     assert_eq!((summary.matched, summary.correct), (4, 3));
-    let reasons = [("duplicate", 2), ("expired", 1), ("foreign", 1), ("unknown-id", 2), ("unknown-label", 1)];
+    let reasons = [("duplicate", 1), ("expired", 1), ("foreign", 1), ("unknown-id", 3), ("unknown-label", 1)];
     assert_eq!(summary.unmatched, reasons.into());
     let from_controller = Labels {
         schema: 1,
