@@ -64,7 +64,7 @@ async fn refuses_document(
     stage: &Stage,
     device: &mut Device,
     forgery: &'static str,
-    code: &str,
+    (code, words): (&str, &str),
 ) -> Result<Row> {
     // A new start of the agent makes the controller say again what it wants.
     device.stop().await?;
@@ -72,8 +72,9 @@ async fn refuses_document(
     let refused = until(&format!("the refusal: {forgery}"), async || {
         let shown = stage.device(device).await?;
         let refused = &shown["reported"]["refused"];
-        // What the device said to the controller of yesterday is no answer.
-        let fresh = shown["online"] == true && refused["code"] == code;
+        // What the device said of the forgery before is no answer.
+        let said = refused["message"].as_str().is_some_and(|message| message.contains(words));
+        let fresh = shown["online"] == true && refused["code"] == code && said;
         Ok(if fresh { Ok(refused.clone()) } else { Err(shown.to_string()) })
     })
     .await?;
@@ -138,7 +139,9 @@ async fn attack(stage: &mut Stage) -> Result<Vec<Row>> {
     })
     .await?;
     let forgery = "desired state signed by a key nobody knows";
-    rows.push(refuses_document(stage, &mut device, forgery, "signature-invalid").await?);
+    rows.push(
+        refuses_document(stage, &mut device, forgery, ("signature-invalid", "controller signatures")).await?,
+    );
     night(stage, async |thief| {
         let own = fresh_key()?;
         thief.replace_trust(&own)?;
@@ -147,8 +150,8 @@ async fn attack(stage: &mut Stage) -> Result<Vec<Row>> {
     .await?;
     stage.assign(15, 0).await?;
     let forgery = "the next trust document signed by the thief alone";
-    let row = refuses_document(stage, &mut device, forgery, "signature-invalid").await?;
-    ensure!(row.2.contains("valid trust signatures"), "{}", row.2);
+    let row = refuses_document(stage, &mut device, forgery, ("signature-invalid", "valid trust signatures"))
+        .await?;
     rows.push(row);
     // Said once, not for ever: the controller sends it again after each report of an older generation.
     let log = stage.dir().join("agents/victim.log");
