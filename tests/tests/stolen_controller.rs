@@ -122,7 +122,8 @@ async fn attack(stage: &mut Stage) -> Result<Vec<Row>> {
 
     night(stage, async |thief| thief.send(&device.id, &old.envelope).await).await?;
     rows.push(
-        refuses_document(stage, &mut device, "an old desired state again", "generation-replayed").await?,
+        refuses_document(stage, &mut device, "an old desired state again", ("generation-replayed", ""))
+            .await?,
     );
     night(stage, async |thief| {
         let foreign = thief.desired(&other.id).await?;
@@ -130,7 +131,8 @@ async fn attack(stage: &mut Stage) -> Result<Vec<Row>> {
     })
     .await?;
     rows.push(
-        refuses_document(stage, &mut device, "the desired state of another device", "wrong-device").await?,
+        refuses_document(stage, &mut device, "the desired state of another device", ("wrong-device", ""))
+            .await?,
     );
     night(stage, async |thief| {
         let current = thief.desired(&device.id).await?.desired;
