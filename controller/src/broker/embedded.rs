@@ -44,6 +44,7 @@ use mqtt5_protocol::{QoS, packet::publish::PublishPacket};
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -353,23 +354,42 @@ struct Connection {
 }
 
 impl Connection {
+    /// Two steps in boxes of their own: what the handshake needs is freed before the session, hours long,
+    /// begins. In one future a connection kept 9 KiB for nothing.
     async fn serve(self, tcp: TcpStream) {
+        if let Some(session) = Box::pin(self.open(tcp)).await {
+            session.await;
+        }
+    }
+
+    /// Handshake and admission of the certificate. Returns the session's whole life.
+    async fn open(&self, tcp: TcpStream) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let peer = self.peer;
         if let Err(error) = tcp.set_nodelay(true) {
             tracing::debug!(%peer, %error, "could not set TCP_NODELAY");
         }
         let tls = match tokio::time::timeout(HANDSHAKE, self.acceptor.accept(tcp)).await {
             Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => return tracing::debug!(%peer, %error, "handshake.failed"),
-            Err(_) => return tracing::debug!(%peer, "handshake.timeout"),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "handshake.failed");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(%peer, "handshake.timeout");
+                return None;
+            }
         };
         let certificate = match PeerCertificate::of(tls.get_ref().1) {
             Ok(certificate) => certificate,
-            Err(error) => return tracing::warn!(%peer, %error, "certificate.refused"),
+            Err(error) => {
+                tracing::warn!(%peer, %error, "certificate.refused");
+                return None;
+            }
         };
         // rustls still accepts the last second.
         if certificate.not_after <= (self.clock)() {
-            return tracing::debug!(%peer, device = %certificate.identity, "certificate.expired");
+            tracing::debug!(%peer, device = %certificate.identity, "certificate.expired");
+            return None;
         }
         let expired = until(Arc::clone(&self.clock), certificate.not_after);
         let session = Session::new(certificate, peer, Arc::clone(&self.hub));
@@ -387,7 +407,8 @@ impl Connection {
             Arc::clone(&self.parts.monitor),
             self.parts.never_stops.subscribe(),
         );
-        session.drive(handler, expired).await;
+        let running = Box::pin(handler.run());
+        Some(Box::pin(session.drive(running, expired)))
     }
 }
 

@@ -24,7 +24,6 @@ use edgefleet_shared::{
 };
 use mqtt5::broker::{
     auth::{AuthProvider, AuthResult},
-    client_handler::ClientHandler,
     events::{
         BrokerEventHandler, ClientConnectEvent, ClientDisconnectEvent, ClientPublishEvent, PublishAction,
     },
@@ -36,6 +35,7 @@ use mqtt5_protocol::{
 };
 use parking_lot::Mutex;
 use std::{
+    fmt::Display,
     future::Future,
     net::SocketAddr,
     pin::Pin,
@@ -121,8 +121,13 @@ impl Session {
     }
 
     /// Runs the connection to its end, whoever ends it, and sends its last events.
-    pub(super) async fn drive(self: Arc<Self>, handler: ClientHandler, expired: impl Future<Output = ()>) {
-        let mut running = Box::pin(handler.run());
+    ///
+    /// `running`: the connection handler of mqtt5 at work.
+    pub(super) async fn drive<E: Display>(
+        self: Arc<Self>,
+        mut running: Pin<Box<impl Future<Output = Result<(), E>>>>,
+        expired: impl Future<Output = ()>,
+    ) {
         let finished = tokio::select! {
             result = &mut running => {
                 if let Err(error) = result {
