@@ -15,6 +15,7 @@ pub mod people;
 pub mod rollout;
 pub mod serve;
 mod serve_file;
+pub mod simulate;
 pub(crate) mod table;
 pub mod telemetry;
 #[cfg(test)]
@@ -56,6 +57,8 @@ enum Command {
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(Call<simulate::SimulateArgs>),
     /// What a person has to look at
     Finding(Remote<finding::FindingCommand>),
     /// API tokens
@@ -116,6 +119,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
         Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Simulate(Call { global, args }) => args.run(&Context::new(global)),
         Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

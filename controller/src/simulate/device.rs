@@ -264,8 +264,14 @@ impl World {
 
     fn ended(&mut self, device: u32, phase: Phase, attempt: AttemptId, refusal: Option<Refusal>) {
         let generation = u64::from(self.units[device as usize].seen);
-        let said =
-            DeviceSaid::Ended { generation, phase, attempt, refusal, took_ms: 20_000, fetched_bytes: DOWNLOAD };
+        let said = DeviceSaid::Ended {
+            generation,
+            phase,
+            attempt,
+            refusal,
+            took_ms: 20_000,
+            fetched_bytes: DOWNLOAD,
+        };
         self.send(device, said, 0);
     }
 

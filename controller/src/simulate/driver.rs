@@ -8,8 +8,8 @@ use super::{
     world::World,
 };
 use crate::rollout::{
-    Arm, Attempt, Candidate, Cursor, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Move, Pending, Plan,
-    Turn, check_attempt, compare, pick, plan_members,
+    Arm, Attempt, Candidate, Cursor, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Move, Pending,
+    Plan, Turn, check_attempt, compare, pick, plan_members,
 };
 use edgefleet_shared::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +66,11 @@ impl World {
     }
 
     /// Changes an attempt and applies what that means; part of a transaction. `None`: nothing was changed.
-    fn edit<T>(&mut self, member: u32, change: impl FnOnce(&mut Attempt, &Plan, Timestamp) -> (Vec<Move>, T)) -> T {
+    fn edit<T>(
+        &mut self,
+        member: u32,
+        change: impl FnOnce(&mut Attempt, &Plan, Timestamp) -> (Vec<Move>, T),
+    ) -> T {
         let now = self.time();
         let taken = self.docs.take(member);
         let mut attempt = taken.unwrap_or_else(|| Box::new(self.new_attempt(member)));
@@ -109,7 +113,12 @@ impl World {
             }
             Move::CompareDue { match_of } => {
                 let Some(canary) = self.members.canary(match_of) else { return };
-                let controls: Vec<Attempt> = self.members.controls(match_of).iter().filter_map(|c| self.docs.attempt(*c).cloned()).collect();
+                let controls: Vec<Attempt> = self
+                    .members
+                    .controls(match_of)
+                    .iter()
+                    .filter_map(|c| self.docs.attempt(*c).cloned())
+                    .collect();
                 self.edit(canary, |attempt, plan, _| {
                     (compare(attempt, &controls.iter().collect::<Vec<_>>(), plan), ())
                 });
@@ -151,7 +160,11 @@ impl World {
     fn last_seen(&self, device: u32) -> Option<Timestamp> {
         let unit = &self.units[device as usize];
         let heard = (unit.heard > 0).then(|| Timestamp::from_secs(u64::from(unit.heard)));
-        if unit.dark { heard } else { self.fleet.last_connected(device, self.now).map(Timestamp::from_millis) }
+        if unit.dark {
+            heard
+        } else {
+            self.fleet.last_connected(device, self.now).map(Timestamp::from_millis)
+        }
     }
 
     pub(super) fn perform(&mut self, pending: &Pending) {
@@ -188,7 +201,11 @@ impl World {
             let incumbent = &self.before.bundle;
             let fleet = &self.fleet;
             let candidates: Vec<_> = (0..fleet.len())
-                .map(|n| Candidate { device: fleet.id(n), attributes: fleet.attributes(n), incumbent: Some(incumbent) })
+                .map(|n| Candidate {
+                    device: fleet.id(n),
+                    attributes: fleet.attributes(n),
+                    incumbent: Some(incumbent),
+                })
                 .collect();
             plan_members(&self.docs.rollout.plan, &self.docs.rollout.seed, &candidates)
         };
@@ -201,7 +218,9 @@ impl World {
         let all = u64::from(self.members.len());
         if !self.docs.is_plain() {
             let written = all / 2;
-            self.transact(|world| world.apply(&Event::MembersWritten { effect, digest, written, done: None }));
+            self.transact(|world| {
+                world.apply(&Event::MembersWritten { effect, digest, written, done: None })
+            });
             if self.dies() {
                 return;
             }
@@ -217,24 +236,40 @@ impl World {
         }
     }
 
-    fn hand_out(&mut self, id: EffectId, (stage, mode): (u16, Mode), at_most: u64, after: Option<u64>, again: bool) {
+    fn hand_out(
+        &mut self,
+        id: EffectId,
+        (stage, mode): (u16, Mode),
+        at_most: u64,
+        after: Option<u64>,
+        again: bool,
+    ) {
         let list = if again {
             self.members.again.iter().copied().collect()
         } else {
-            let whole = if mode == Mode::Shadow { self.members.shadow(stage) } else { self.members.active(stage) };
-            let from = after.map_or(0, |after| whole.partition_point(|m| self.members.place(*m).rank <= after));
+            let whole =
+                if mode == Mode::Shadow { self.members.shadow(stage) } else { self.members.active(stage) };
+            let from =
+                after.map_or(0, |after| whole.partition_point(|m| self.members.place(*m).rank <= after));
             // Far enough to find that many even where redundancy groups hold some back.
             let groups = self.plan().group_rule().is_some();
             let most = if groups { usize::MAX } else { at_most as usize + PIECE };
             whole[from..].iter().copied().take(most).collect::<Vec<_>>()
         };
         let whole = again
-            || list.last() == if mode == Mode::Shadow { self.members.shadow(stage) } else { self.members.active(stage) }.last();
+            || list.last()
+                == if mode == Mode::Shadow { self.members.shadow(stage) } else { self.members.active(stage) }
+                    .last();
         let picked = {
             let rows: Vec<_> = list.iter().map(|member| self.turn(*member, id, stage, again)).collect();
             let turns: Vec<_> = rows
                 .iter()
-                .map(|(rank, group, ready, by_this)| Turn { rank: *rank, group: group.as_deref(), ready: *ready, by_this: *by_this })
+                .map(|(rank, group, ready, by_this)| Turn {
+                    rank: *rank,
+                    group: group.as_deref(),
+                    ready: *ready,
+                    by_this: *by_this,
+                })
                 .collect();
             pick(self.plan(), &turns, at_most, &self.group_counts())
         };
@@ -256,16 +291,29 @@ impl World {
         let count = chosen.len() as u64;
         let cursor = if again { None } else { picked.cursor.or(after) };
         let exhausted = picked.all && whole;
-        self.members.again.retain(|member| self.docs.attempt(*member).is_some_and(|a| a.state == crate::rollout::AttemptState::Again));
-        self.transact(|world| world.apply(&Event::HandedOut { effect: id, count, controls, cursor, exhausted }));
+        self.members.again.retain(|member| {
+            self.docs.attempt(*member).is_some_and(|a| a.state == crate::rollout::AttemptState::Again)
+        });
+        self.transact(|world| {
+            world.apply(&Event::HandedOut { effect: id, count, controls, cursor, exhausted })
+        });
     }
 
-    fn turn(&self, member: u32, effect: EffectId, stage: u16, again: bool) -> (u64, Option<String>, bool, bool) {
+    fn turn(
+        &self,
+        member: u32,
+        effect: EffectId,
+        stage: u16,
+        again: bool,
+    ) -> (u64, Option<String>, bool, bool) {
         let place = self.members.place(member);
         match self.docs.attempt(member) {
-            Some(attempt) => {
-                (place.rank, attempt.group.clone(), attempt.is_ready(stage, again), attempt.handed_by == Some(effect))
-            }
+            Some(attempt) => (
+                place.rank,
+                attempt.group.clone(),
+                attempt.is_ready(stage, again),
+                attempt.handed_by == Some(effect),
+            ),
             None => {
                 let label = self.plan().group_rule().map(|(label, _)| label);
                 let group = label.and_then(|label| self.fleet.attributes(place.device).get(label).cloned());
@@ -278,7 +326,9 @@ impl World {
         let mut counts = BTreeMap::<String, GroupCount>::new();
         let Some((label, _)) = self.plan().group_rule() else { return counts };
         for member in 0..self.members.len() {
-            let Some(group) = self.fleet.attributes(self.members.place(member).device).get(label) else { continue };
+            let Some(group) = self.fleet.attributes(self.members.place(member).device).get(label) else {
+                continue;
+            };
             let count = counts.entry(group.clone()).or_default();
             count.members += 1;
             let flies = self.docs.attempt(member).is_some_and(|a| {

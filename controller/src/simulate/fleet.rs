@@ -16,7 +16,10 @@ pub(super) const DAY: u64 = 24 * HOUR;
 pub(super) enum Link {
     Steady,
     /// Away from this hour (UTC) for so many hours.
-    Nightly { from: u8, hours: u8 },
+    Nightly {
+        from: u8,
+        hours: u8,
+    },
     /// Away for some minutes of most hours.
     Flaky,
     Never,
@@ -75,7 +78,11 @@ impl Fleet {
         let mut attributes = Vec::with_capacity(sites as usize * HARDWARE.len());
         for site in 0..sites {
             for hardware in HARDWARE {
-                let pairs = [("hardware", hardware.to_owned()), ("site", format!("s{site}")), ("region", format!("r{}", site % 8))];
+                let pairs = [
+                    ("hardware", hardware.to_owned()),
+                    ("site", format!("s{site}")),
+                    ("region", format!("r{}", site % 8)),
+                ];
                 attributes.push(pairs.map(|(key, value)| (key.to_owned(), value)).into());
             }
         }
@@ -183,7 +190,9 @@ fn id_of(device: u32) -> DeviceId {
     at -= 1;
     digits[at] = b'd';
     // Digits and lower-case letters only: an id by its grammar.
-    String::from_utf8_lossy(&digits[at..]).parse().unwrap_or_else(|_| unreachable!("a base 36 number is an id"))
+    String::from_utf8_lossy(&digits[at..])
+        .parse()
+        .unwrap_or_else(|_| unreachable!("a base 36 number is an id"))
 }
 
 fn draw(rng: &mut Rng, sites: u32, faults: &Faults) -> Traits {
@@ -201,7 +210,7 @@ fn draw(rng: &mut Rng, sites: u32, faults: &Faults) -> Traits {
         }
     };
     let bad_hours = if rng.chance(faults.chronic) {
-        rng.between(0.3, 0.9)
+        rng.between(0.1, 0.9)
     } else if faults.bad_hours > 0.0 {
         // Most devices are far below the mean, a few far above.
         rng.beta(0.5, 0.5 * (1.0 - faults.bad_hours) / faults.bad_hours)

@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     evidence::{Assessment, Gate, Verdict},
-    rollout::{Attempt, AttemptState, Because, Bucket, Decision, Rule, State, VerdictRecord, check_together, explain},
+    rollout::{
+        Attempt, AttemptState, Because, Bucket, Decision, Rule, State, VerdictRecord, check_together, explain,
+    },
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -86,7 +88,11 @@ impl Outcome {
             let Because::Rule { rule, .. } = &verdict.because else { continue };
             let stops = matches!(
                 verdict.decision,
-                Decision::StageFailed | Decision::Paused | Decision::Reverting | Decision::Aborted | Decision::StageInconclusive
+                Decision::StageFailed
+                    | Decision::Paused
+                    | Decision::Reverting
+                    | Decision::Aborted
+                    | Decision::StageInconclusive
             );
             match rule {
                 Rule::FreezeCalendar | Rule::LineStopped => {}
@@ -113,7 +119,8 @@ impl World {
         if !rollout.is_terminal() {
             let waiting = explain::explain(rollout, now);
             if waiting.is_empty() {
-                broken.push(format!("it is {} and says nothing about what it waits on", rollout.state.name()));
+                broken
+                    .push(format!("it is {} and says nothing about what it waits on", rollout.state.name()));
             }
             if idle && rollout.wake.is_some() {
                 broken.push("nothing happens any more though a tick is wanted".to_owned());
@@ -124,7 +131,10 @@ impl World {
             broken.push(format!("its document has {size} bytes"));
         }
         for device in 0..self.fleet.len() {
-            let has_turn = self.members.of_device(device).is_some_and(|member| self.docs.attempt(member).is_some_and(Attempt::is_handed_out));
+            let has_turn = self
+                .members
+                .of_device(device)
+                .is_some_and(|member| self.docs.attempt(member).is_some_and(Attempt::is_handed_out));
             let unit = &self.units[device as usize];
             if unit.active != 0 && !has_turn {
                 broken.push(format!("{} runs the bundle and never had a turn", self.fleet.id(device)));
@@ -140,7 +150,12 @@ impl World {
                     Some(attempt) => attempt.clone(),
                     None => {
                         let member = self.members.member(number, &self.fleet, label);
-                        Attempt::new(&rollout.id, &member, self.members.stratum(member.stratum), rollout.created)
+                        Attempt::new(
+                            &rollout.id,
+                            &member,
+                            self.members.stratum(member.stratum),
+                            rollout.created,
+                        )
                     }
                 })
                 .collect();
@@ -160,7 +175,10 @@ impl World {
             let theirs = matches!(attempt.state, AttemptState::Superseded { .. } | AttemptState::Removed);
             let wanted = self.wanted[device as usize];
             if wanted.what != What::Incumbent && !theirs {
-                left.push(format!("{} is still to run the bundle after the revert: {:?}", attempt.device, attempt.state));
+                left.push(format!(
+                    "{} is still to run the bundle after the revert: {:?}",
+                    attempt.device, attempt.state
+                ));
             }
             let unit = &self.units[device as usize];
             let reached = unit.seen >= wanted.generation;

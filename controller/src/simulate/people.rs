@@ -67,10 +67,13 @@ impl World {
             (_, 0..4) => {
                 let until = Timestamp::from_millis(self.now + lasts);
                 self.queue.push(self.now + lasts, Item::Trouble { number: THAW });
-                self.event(Event::Freeze { active: Some(ActiveFreeze { name: "holidays".to_owned(), until }) });
+                self.event(Event::Freeze {
+                    active: Some(ActiveFreeze { name: "holidays".to_owned(), until }),
+                });
             }
             (_, 4..6) => {
-                let stopped = LineStopped { by: COLLEAGUE.to_owned(), at: self.time(), reason: "smoke".to_owned() };
+                let stopped =
+                    LineStopped { by: COLLEAGUE.to_owned(), at: self.time(), reason: "smoke".to_owned() };
                 self.queue.push(self.now + lasts, Item::Trouble { number: RELEASE });
                 self.event(Event::Line { stopped: Some(stopped) });
             }

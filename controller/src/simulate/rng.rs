@@ -141,7 +141,9 @@ mod tests {
     fn draws_have_the_moments_of_their_distributions() {
         let mut rng = Rng::new(7);
         let n = 40_000;
-        let mut mean = |draw: &mut dyn FnMut(&mut Rng) -> f64| (0..n).map(|_| draw(&mut rng)).sum::<f64>() / f64::from(n);
+        let mut mean = |draw: &mut dyn FnMut(&mut Rng) -> f64| {
+            (0..n).map(|_| draw(&mut rng)).sum::<f64>() / f64::from(n)
+        };
         for (name, wanted, found) in [
             ("unit", 0.5, mean(&mut |r| r.unit())),
             ("normal", 0.0, mean(&mut |r| r.normal())),
@@ -153,7 +155,10 @@ mod tests {
             ("exponential", 2.0, mean(&mut |r| r.exponential(2.0))),
             ("below", 4.5, mean(&mut |r| r.below(10) as f64)),
         ] {
-            assert!((found - wanted).abs() < 0.05 * f64::max(1.0, wanted), "{name}: {found} instead of {wanted}");
+            assert!(
+                (found - wanted).abs() < 0.05 * f64::max(1.0, wanted),
+                "{name}: {found} instead of {wanted}"
+            );
         }
     }
 

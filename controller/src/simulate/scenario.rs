@@ -216,7 +216,7 @@ impl Faults {
             flaky: 0.05,
             slow_link: 0.05,
             chronic: 0.02,
-            bad_hours: 0.01,
+            bad_hours: 0.003,
             outages: 1.0 / 30.0,
             duplicates: 0.02,
             reordered: 0.05,

@@ -2,13 +2,7 @@
 //!
 //! Distributions of DECISIONS 27, drawn with the module's own generator and no code of the gates.
 
-use super::{
-    device::Doing,
-    fleet::HOUR,
-    queue::Item,
-    rng::fate,
-    world::World,
-};
+use super::{device::Doing, fleet::HOUR, queue::Item, rng::fate, world::World};
 use crate::{
     evidence::Gate,
     rollout::{DeviceSaid, RecordKey, WindowSaid},
@@ -19,8 +13,12 @@ use std::collections::BTreeMap;
 const CLASSES: u64 = 10;
 /// The class a bad candidate confuses, and what it says instead.
 const CONFUSED: (u64, u64) = (7, 1);
-/// Requests of a device in an hour of average traffic.
-const REQUESTS: f64 = 400.0;
+/// Requests of a device in an hour of average traffic: one a second.
+const REQUESTS: f64 = 3_600.0;
+/// Relative error of the p95 of one lognormal request (sd 0.5) of many: `sqrt(0.95 * 0.05) * 0.5 / phi(1.645)`.
+const P95_ERROR: f64 = 1.06;
+/// What else makes a device's p95 wander from one window to the next.
+const P95_WANDERS: f64 = 0.03;
 /// Labelled inputs per device and window.
 const LABELS: u64 = 20;
 
@@ -65,11 +63,8 @@ impl World {
         if requests == 0 {
             return;
         }
-        let late = if self.rng.chance(self.settings.faults.late_windows) {
-            self.rng.below(12 * HOUR)
-        } else {
-            0
-        };
+        let late =
+            if self.rng.chance(self.settings.faults.late_windows) { self.rng.below(12 * HOUR) } else { 0 };
         let window = self.window(device, key, from, length, requests, active);
         self.send(device, DeviceSaid::Window(window), late);
         if shadowing {
@@ -94,8 +89,11 @@ impl World {
     }
 
     fn requests(&mut self, device: u32, length: u32) -> u64 {
-        let mean = REQUESTS * self.fleet.traffic(self.fleet.traits(device).site, self.now)
-            * f64::from(length) * 1_000.0 / HOUR as f64;
+        let mean = REQUESTS
+            * self.fleet.traffic(self.fleet.traits(device).site, self.now)
+            * f64::from(length)
+            * 1_000.0
+            / HOUR as f64;
         (mean * self.rng.lognormal(0.2)).round() as u64
     }
 
@@ -121,7 +119,8 @@ impl World {
         }
         let bad = self.rng.chance(1.0 - good.powf(f64::from(length) * 1_000.0 / HOUR as f64));
         let slower = if candidate { behaviour.slower } else { 1.0 };
-        let p95 = f64::from(traits.p95) * (0.9 + 0.1 * traffic) * self.rng.lognormal(0.08) * slower;
+        let spread = P95_WANDERS.hypot(P95_ERROR / (requests as f64).sqrt());
+        let p95 = f64::from(traits.p95) * (0.95 + 0.05 * traffic) * self.rng.lognormal(spread) * slower;
         let above = self.rng.binomial(requests, (0.05 * slower * slower).min(0.9));
         let start = u64::from(from).saturating_add_signed(i64::from(traits.clock) * 3_600);
         WindowSaid {
@@ -144,7 +143,11 @@ impl World {
         let mut left = n;
         let mut counts = [0; CLASSES as usize];
         for (class, weight) in weights.into_iter().enumerate() {
-            let count = if class as u64 + 1 == CLASSES { left } else { self.rng.binomial(left, weight / left_weight) };
+            let count = if class as u64 + 1 == CLASSES {
+                left
+            } else {
+                self.rng.binomial(left, weight / left_weight)
+            };
             counts[class] = count;
             left -= count;
             left_weight -= weight;
@@ -152,7 +155,12 @@ impl World {
         let moved = self.rng.binomial(counts[CONFUSED.0 as usize], confuses);
         counts[CONFUSED.0 as usize] -= moved;
         counts[CONFUSED.1 as usize] += moved;
-        counts.into_iter().enumerate().filter(|(_, n)| *n > 0).map(|(class, n)| (class.to_string(), n)).collect()
+        counts
+            .into_iter()
+            .enumerate()
+            .filter(|(_, n)| *n > 0)
+            .map(|(class, n)| (class.to_string(), n))
+            .collect()
     }
 
     fn shadow(&mut self, device: u32, key: RecordKey, target: u32, n: u64) -> DeviceSaid {

@@ -151,7 +151,9 @@ impl World {
         let rollout = &self.docs.rollout;
         match rollout.state {
             State::Completed { .. } if self.settings.tail => rollout.wake.is_none(),
-            State::Aborted | State::Superseded { .. } => rollout.sweep.as_ref().is_none_or(|sweep| sweep.exhausted),
+            State::Aborted | State::Superseded { .. } => {
+                rollout.sweep.as_ref().is_none_or(|sweep| sweep.exhausted)
+            }
             _ => rollout.is_terminal(),
         }
     }
@@ -232,7 +234,10 @@ impl World {
         }
         if let Some(before) = before {
             self.counts.checked += 1;
-            for broken in check_step(&before, event, &self.docs.rollout).into_iter().chain(check_rollout(&self.docs.rollout)) {
+            for broken in check_step(&before, event, &self.docs.rollout)
+                .into_iter()
+                .chain(check_rollout(&self.docs.rollout))
+            {
                 self.find(format!("{broken} after {event:?}"));
             }
         }
