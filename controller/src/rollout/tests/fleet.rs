@@ -180,6 +180,10 @@ impl Fleet {
                     .map(|(d, attributes)| Candidate { device: &d.id, attributes, incumbent: None })
                     .collect();
                 let membership = plan_members(&plan, &self.rollout.seed, &candidates);
+                let digest = membership.summary.digest.unwrap();
+                self.event(&Event::MembersWritten { effect, digest, written: 0, done: None }).unwrap();
+                // Devices of this fleet are the same every time: so is the digest, and what is there stays.
+                let there = std::mem::take(&mut self.attempts);
                 self.attempts = membership
                     .members
                     .iter()
@@ -188,11 +192,14 @@ impl Fleet {
                         Attempt::new(&self.rollout.id, member, stratum, self.now)
                     })
                     .collect();
+                if !there.is_empty() {
+                    self.attempts = there;
+                }
                 self.by_rank =
                     self.attempts.iter().enumerate().map(|(index, attempt)| (attempt.rank, index)).collect();
                 Event::MembersWritten {
                     effect,
-                    digest: membership.summary.digest.unwrap(),
+                    digest,
                     written: self.attempts.len() as u64,
                     done: Some(membership.summary),
                 }

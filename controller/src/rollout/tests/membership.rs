@@ -70,7 +70,7 @@ fn sizes_are_exact_and_small_fleets_go_one_three_ten_and_the_rest() {
         (1_000, [10u64, 10, 40, 200, 750]),
         (10_000, [50, 50, 450, 2_000, 7_500]),
         (40, [3, 1, 2, 7, 30]),
-        (8, [3, 1, 2, 5, 0]),
+        (8, [3, 1, 2, 2, 3]),
         (200, [3, 10, 0, 40, 150]),
     ] {
         let drawn = members(&plan(), &ids(n), &attributes(n, 1));
