@@ -42,7 +42,8 @@ pub struct SimulateArgs {
     /// The same seed gives the same rollout
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// What is wrong with the candidate: good, errors-1.5, slower-3, worse-class, crashing, silent ...
+    /// What is wrong with the candidate: good, errors-1.5, slower-3, worse-class, crashing, silent ...; or `mixture`:
+    /// any plan, faults and people, from the seed
     #[arg(long, value_name = "NAME", default_value = "good")]
     scenario: String,
     /// A plan (TOML or JSON) instead of the default one
@@ -120,6 +121,7 @@ impl SimulateArgs {
         let mut settings = match (&scenario, self.as_measured) {
             (Ok(scenario), true) => as_measured(self.devices, seed, Some(*scenario)),
             (Err(_), true) if self.scenario == "peeking" => as_measured(self.devices, seed, None),
+            (Err(_), false) if self.scenario == "mixture" => simulate::mixture(self.devices, seed),
             (Ok(scenario), false) if self.devices > LARGE && !self.chatty => {
                 Settings::large(self.devices, seed, *scenario)
             }

@@ -77,9 +77,6 @@ impl Documents {
     pub(super) fn attempt(&self, member: u32) -> Option<&Attempt> {
         self.attempts.get(member as usize)?.as_deref()
     }
-    pub(super) fn attempts(&self) -> impl Iterator<Item = &Attempt> {
-        self.attempts.iter().filter_map(|attempt| attempt.as_deref())
-    }
     pub(super) fn take(&mut self, member: u32) -> Option<Box<Attempt>> {
         let attempt = self.attempts[member as usize].take();
         if let Some(undo) = &mut self.undo {

@@ -139,18 +139,29 @@ impl Fleet {
         1.0 - 0.7 * (std::f64::consts::TAU * day).cos()
     }
 
-    /// When it was connected last, at or before `at`, to within a quarter of an hour.
+    /// When it was connected last, at or before `at`.
     pub(super) fn last_connected(&self, device: u32, at: u64) -> Option<u64> {
-        let mut at = at;
-        // Nobody but those who never come is away for longer than half a day.
-        for _ in 0..52 {
-            match self.connected(device, at) {
-                None => return None,
-                Some(next) if next == at => return Some(at),
-                Some(_) => at = at.saturating_sub(HOUR / 4),
+        match self.traits(device).link {
+            Link::Steady => Some(at),
+            Link::Never => None,
+            Link::Nightly { from, hours } => {
+                let since = (at + DAY - u64::from(from) * HOUR) % DAY;
+                Some(if since < u64::from(hours) * HOUR { at - since } else { at })
+            }
+            Link::Flaky => {
+                let (from, until) = self.gap(device, at);
+                Some(if (from..until).contains(&at) { from } else { at })
             }
         }
-        Some(at)
+    }
+
+    /// When a flaky device is away in the hour of `at`: up to twelve minutes.
+    fn gap(&self, device: u32, at: u64) -> (u64, u64) {
+        let who = u64::from(device) | 1 << 41;
+        let hour = at / HOUR;
+        let (begins, lasts) = (fate(self.seed, who, hour), fate(self.seed, who, hour | 1 << 50));
+        let from = hour * HOUR + ((0.01 + begins * 0.78) * HOUR as f64) as u64;
+        (from, from + (lasts * 0.2 * HOUR as f64) as u64)
     }
 
     /// When a device that wants to say something at `at` is connected next; `None`: never.
@@ -164,11 +175,7 @@ impl Fleet {
                 Some(if since < away { at + away - since } else { at })
             }
             Link::Flaky => {
-                let who = u64::from(device) | 1 << 41;
-                let hour = at / HOUR;
-                let (begins, lasts) = (fate(self.seed, who, hour), fate(self.seed, who, hour | 1 << 50));
-                let from = hour * HOUR + ((0.01 + begins * 0.78) * HOUR as f64) as u64;
-                let until = from + (lasts * 0.2 * HOUR as f64) as u64;
+                let (from, until) = self.gap(device, at);
                 Some(if (from..until).contains(&at) { until } else { at })
             }
         }
@@ -210,7 +217,7 @@ fn draw(rng: &mut Rng, sites: u32, faults: &Faults) -> Traits {
         }
     };
     let bad_hours = if rng.chance(faults.chronic) {
-        rng.between(0.1, 0.9)
+        rng.between(0.1, 0.5)
     } else if faults.bad_hours > 0.0 {
         // Most devices are far below the mean, a few far above.
         rng.beta(0.5, 0.5 * (1.0 - faults.bad_hours) / faults.bad_hours)

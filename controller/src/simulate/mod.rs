@@ -7,6 +7,7 @@
 //! | `fleet`, `device`, `telemetry`, `people` | what the world does; no code of the core |
 //! | `world`, `queue` | virtual time |
 //! | `driver`, `documents`, `members` | a driver and its store, with crashes and stale copies |
+//! | [`mixture`](mixture()) | random settings from a seed |
 //! | `outcome` | what came of it, and whether that may be |
 //! | [`report`] | tables and plots of `docs/evidence.md` |
 
@@ -15,6 +16,7 @@ mod documents;
 mod driver;
 mod fleet;
 mod members;
+mod mixture;
 mod outcome;
 mod people;
 mod queue;
@@ -27,6 +29,7 @@ mod telemetry;
 mod tests;
 mod world;
 
+pub use mixture::mixture;
 pub use outcome::{Ending, Outcome, StageOutcome};
 pub use scenario::{Behaviour, Faults, Scenario, UnknownScenario};
 pub use settings::{Check, People, Settings, StoreKind};

@@ -67,10 +67,6 @@ impl Rng {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 
-    pub(super) fn exponential(&mut self, mean: f64) -> f64 {
-        -mean * (1.0 - self.unit()).ln()
-    }
-
     /// Standard normal (Box and Muller, one of the pair).
     pub(super) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
@@ -152,7 +148,6 @@ mod tests {
             ("few", 3.0, mean(&mut |r| r.binomial(300, 0.01) as f64)),
             ("many of few", 48.0, mean(&mut |r| r.binomial(60, 0.8) as f64)),
             ("many", 50.0, mean(&mut |r| r.binomial(100, 0.5) as f64)),
-            ("exponential", 2.0, mean(&mut |r| r.exponential(2.0))),
             ("below", 4.5, mean(&mut |r| r.below(10) as f64)),
         ] {
             assert!(

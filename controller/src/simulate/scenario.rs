@@ -217,7 +217,7 @@ impl Faults {
             slow_link: 0.05,
             chronic: 0.02,
             bad_hours: 0.003,
-            outages: 1.0 / 30.0,
+            outages: 1.0 / 60.0,
             duplicates: 0.02,
             reordered: 0.05,
             late_windows: 0.02,

@@ -16,7 +16,7 @@ pub struct Settings {
     pub plan: Plan,
     /// Mean devices of a site.
     pub per_site: u32,
-    /// Length of a telemetry window, seconds.
+    /// Length of the windows of canaries with controls and of those controls, seconds; others send one an hour.
     pub window_secs: u64,
     /// Windows of every canary; otherwise only of shadow devices, of the first canaries and of their controls.
     pub all_windows: bool,
@@ -31,6 +31,8 @@ pub struct Settings {
     pub days: u64,
     /// Go on through the tail of a completed rollout.
     pub tail: bool,
+    /// The controller hears every message twice, which must not change anything.
+    pub twice: bool,
     pub check: Check,
     pub store: StoreKind,
 }
@@ -75,7 +77,7 @@ impl Settings {
             faults: Faults::usual(),
             plan: Plan::new(slot(), bundle(2)),
             per_site: 50,
-            window_secs: 3_600,
+            window_secs: 900,
             all_windows: true,
             terse: false,
             people: People::Agreeing,
@@ -83,6 +85,7 @@ impl Settings {
             troubles: 0,
             days: 120,
             tail: false,
+            twice: false,
             check: Check::Off,
             store: StoreKind::Memory,
         }

@@ -25,7 +25,7 @@ const LABELS: u64 = 20;
 impl World {
     /// Begins to watch a device; its windows are spread over their length.
     pub(super) fn watch(&mut self, device: u32) {
-        let length = self.settings.window_secs * 1_000;
+        let length = self.window_length(device);
         let phase = self.rng.below(length);
         let unit = &mut self.units[device as usize];
         if !unit.watched {
@@ -35,6 +35,12 @@ impl World {
         }
     }
 
+    fn window_length(&self, device: u32) -> u64 {
+        let member = self.members.of_device(device);
+        let compared = member.is_some_and(|member| self.members.place(member).match_of.is_some());
+        if compared { self.settings.window_secs * 1_000 } else { HOUR }
+    }
+
     /// The regular end of a window.
     pub(super) fn window_over(&mut self, device: u32) {
         if self.docs.rollout.is_terminal() || !self.units[device as usize].watched {
@@ -42,7 +48,8 @@ impl World {
             return;
         }
         self.cut_window(device);
-        self.queue.push(self.now + self.settings.window_secs * 1_000, Item::Window { device });
+        let length = self.window_length(device);
+        self.queue.push(self.now + length, Item::Window { device });
     }
 
     /// Ends the window under way and sends it: also before every change of bundle or role.

@@ -188,6 +188,19 @@ impl World {
                 self.units[device as usize].heard = (self.now / 1_000) as u32;
                 self.counts.messages += 1;
                 self.hears(device, &said);
+                if self.settings.twice {
+                    let member = self.members.of_device(device);
+                    let before = (
+                        self.docs.rollout.clone(),
+                        member.and_then(|member| self.docs.attempt(member).cloned()),
+                    );
+                    self.hears(device, &said);
+                    if before
+                        != (self.docs.rollout.clone(), member.and_then(|m| self.docs.attempt(m).cloned()))
+                    {
+                        self.find(format!("hearing it once more changed something: {said:?}"));
+                    }
+                }
             }
             Item::Person => self.person(),
             Item::Trouble { number } => self.trouble(number),

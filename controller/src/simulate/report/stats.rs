@@ -60,7 +60,7 @@ fn at_most(k: u64, n: u64, p: f64) -> f64 {
 }
 
 /// The middle of what is there; `None` of nothing.
-pub fn median(values: &mut [f64]) -> Option<f64> {
+pub(super) fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     (n > 0).then(|| 0.5 * (values[(n - 1) / 2] + values[n / 2]))

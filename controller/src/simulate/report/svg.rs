@@ -11,7 +11,7 @@ const BOTTOM: f64 = 48.0;
 /// Told apart by people who see colours differently (Okabe and Ito).
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
-pub struct Plot {
+pub(super) struct Plot {
     pub title: String,
     pub x: Axis,
     pub y: Axis,
@@ -20,7 +20,7 @@ pub struct Plot {
     pub limits: Vec<(String, f64)>,
 }
 
-pub struct Axis {
+pub(super) struct Axis {
     pub name: String,
     pub from: f64,
     pub to: f64,
@@ -28,7 +28,7 @@ pub struct Axis {
     pub ticks: Vec<(f64, String)>,
 }
 
-pub struct Series {
+pub(super) struct Series {
     pub name: String,
     /// x, y, and the interval around y.
     pub points: Vec<(f64, f64, Option<(f64, f64)>)>,
@@ -36,7 +36,7 @@ pub struct Series {
 }
 
 impl Plot {
-    pub fn svg(&self) -> String {
+    pub(super) fn svg(&self) -> String {
         let mut out = String::new();
         let x =
             |value: f64| LEFT + (value - self.x.from) / (self.x.to - self.x.from) * (WIDTH - LEFT - RIGHT);
@@ -135,7 +135,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Labels of a share's axis.
-pub fn percents(values: &[f64]) -> Vec<(f64, String)> {
+pub(super) fn percents(values: &[f64]) -> Vec<(f64, String)> {
     values.iter().map(|value| (*value, format!("{} %", (value * 1_000.0).round() / 10.0))).collect()
 }
 
