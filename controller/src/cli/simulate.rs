@@ -198,7 +198,7 @@ impl SimulateArgs {
             threads: self.threads.clamp(1, 64),
         };
         let begun = Instant::now();
-        let measured = measure(effort, &|name, number, n| {
+        let measured = measure(effort, &Scenario::ALL, &|name, number, n| {
             if number % 500 == 0 {
                 eprintln!("{:.0} s: {name}, {number} of {n}", begun.elapsed().as_secs_f64());
             }

@@ -40,6 +40,8 @@ pub struct StageOutcome {
     pub name: String,
     pub state: crate::rollout::StageState,
     pub devices: BTreeMap<Bucket, u64>,
+    /// Attempts that failed, by kind, over all time.
+    pub failures: crate::rollout::Failures,
     pub handed_out: u64,
 }
 
@@ -65,6 +67,7 @@ impl Outcome {
             name: plan.name.clone(),
             state: stage.state,
             devices: stage.counts.iter().collect(),
+            failures: stage.failures.clone(),
             handed_out: stage.handed_out,
         });
         let now = world.time();

@@ -35,10 +35,18 @@ impl World {
         }
     }
 
+    /// Short while canaries are compared with their controls, an hour otherwise.
     fn window_length(&self, device: u32) -> u64 {
+        let rollout = &self.docs.rollout;
         let member = self.members.of_device(device);
         let compared = member.is_some_and(|member| self.members.place(member).match_of.is_some());
-        if compared { self.settings.window_secs * 1_000 } else { HOUR }
+        let stage = rollout.membership.canary_stage.and_then(|stage| rollout.stages.get(usize::from(stage)));
+        let over = stage.and_then(|stage| stage.soak_from).is_some_and(|from| {
+            let long =
+                rollout.plan.wait(rollout.plan.assign.compare) + std::time::Duration::from_secs(2 * 3_600);
+            self.time().since(from) > long
+        });
+        if compared && !over { self.settings.window_secs * 1_000 } else { HOUR }
     }
 
     /// The regular end of a window.

@@ -110,14 +110,16 @@ proptest! {
 /// The short form of `make evidence`: DECISIONS 27 wants 10,000 rollouts for its bound.
 #[test]
 fn gates_hardly_fail_the_harmless_and_find_the_harmful() {
-    let measured = measure(Effort::short(), &|_, _, _| {});
+    use Scenario::{BadSignature, Crashing, Good, Slower3, WorseClass};
+    let measured =
+        measure(Effort::short(), &[Good, Slower3, WorseClass, Crashing, BadSignature], &|_, _, _| {});
     let broken: Vec<_> = measured.broken().collect();
     assert!(broken.is_empty(), "{broken:#?}");
     let row = |scenario| measured.row(scenario).expect("every scenario is measured");
-    // At a true rate of 1 % five or more of 120 happen once in 135 times; a broken gate has dozens.
-    let good = row(Scenario::Good);
-    assert!(good.harm.hits < 7, "{good:?}");
-    for scenario in [Scenario::Slower3, Scenario::WorseClass, Scenario::Crashing, Scenario::BadSignature] {
+    // At a true rate of 1 % five or more of 100 happen once in 290 times; a broken gate has dozens.
+    let good = row(Good);
+    assert!(good.harm.hits < 5, "{good:?}");
+    for scenario in [Slower3, WorseClass, Crashing, BadSignature] {
         let row = row(scenario);
         let stopped = row.harm.hits + row.by_rule.values().map(|rate| rate.hits).sum::<u64>();
         assert!(stopped * 10 >= row.n * 7, "{row:?}");
