@@ -8,11 +8,11 @@ use super::{
 use crate::{
     rollout::{Because, Plan},
     simulate::{
-        self, Check, Ending, Outcome, Scenario, Settings,
+        self, Check, Ending, Faults, Outcome, Scenario, Settings,
         report::{Effort, as_measured, measure, page},
     },
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::{
     collections::BTreeMap,
     io::Write as _,
@@ -46,6 +46,9 @@ pub struct SimulateArgs {
     /// any plan, faults and people, from the seed
     #[arg(long, value_name = "NAME", default_value = "good")]
     scenario: String,
+    /// What is wrong with the world: none, usual, harsh
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    faults: FaultsArg,
     /// A plan (TOML or JSON) instead of the default one
     #[arg(long, value_name = "FILE", conflicts_with = "as_measured")]
     plan: Option<PathBuf>,
@@ -70,6 +73,16 @@ pub struct SimulateArgs {
     /// With --report: threads
     #[arg(long, value_name = "N", default_value_t = 2, requires = "report")]
     threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum FaultsArg {
+    None,
+    /// An ordinary fleet: what the tables are measured on
+    #[default]
+    Usual,
+    /// Ten times too many of all kinds
+    Harsh,
 }
 
 /// What a run cost this machine.
@@ -133,6 +146,11 @@ impl SimulateArgs {
         } else if scenario == Ok(Scenario::WorseLabels) && !self.as_measured {
             settings.plan = simulate::settings::with_labels(settings.plan);
         }
+        match self.faults {
+            FaultsArg::Usual => {}
+            FaultsArg::None => settings.faults = Faults::none(),
+            FaultsArg::Harsh => settings.faults = Faults::harsh(),
+        }
         match self.check {
             None => {}
             Some(0 | 1) => settings.check = Check::EveryStep,
@@ -153,6 +171,11 @@ impl SimulateArgs {
             if set {
                 command.push_str(&format!(" {flag}"));
             }
+        }
+        match self.faults {
+            FaultsArg::Usual => {}
+            FaultsArg::None => command.push_str(" --faults none"),
+            FaultsArg::Harsh => command.push_str(" --faults harsh"),
         }
         if let Some(check) = self.check {
             command.push_str(&format!(" --check {check}"));

@@ -25,6 +25,8 @@ pub(super) struct Documents {
     attempts: Vec<Option<Box<Attempt>>>,
     undo: Option<Undo>,
     store: Option<Store>,
+    /// What was written and cannot be read.
+    pub unreadable: Option<String>,
 }
 
 struct Store {
@@ -59,7 +61,7 @@ impl Documents {
                 acting: 0,
             }),
         };
-        Self { rollout, attempts: Vec::new(), undo: None, store }
+        Self { rollout, attempts: Vec::new(), undo: None, store, unreadable: None }
     }
 
     pub(super) fn is_plain(&self) -> bool {
@@ -115,7 +117,10 @@ impl Documents {
             if store.revision.is_multiple_of(THROUGH_JSON) {
                 for (member, _) in undo.attempts {
                     let Some(attempt) = &mut self.attempts[member as usize] else { continue };
-                    **attempt = read(&json(&**attempt));
+                    match read(&**attempt) {
+                        Ok(again) => **attempt = again,
+                        Err(error) => self.unreadable = Some(error),
+                    }
                 }
             }
             store.written = self.rollout.clone();
@@ -128,34 +133,36 @@ impl Documents {
         for (device, old) in undo.wanted.into_iter().rev() {
             wanted[device as usize] = old;
         }
-        *copy = Copy { rollout: read(&json(&store.written)), revision: store.revision };
-        self.rollout = copy.rollout.clone();
+        self.restart();
         Commit::Conflict
     }
 
     /// The acting driver dies; the next one reads what lies on disk.
     pub(super) fn restart(&mut self) {
         if let Some(store) = &mut self.store {
-            store.copies[store.acting] =
-                Copy { rollout: read(&json(&store.written)), revision: store.revision };
-            self.rollout = store.copies[store.acting].rollout.clone();
+            let rollout = read(&store.written).unwrap_or_else(|error| {
+                self.unreadable = Some(error);
+                store.written.clone()
+            });
+            store.copies[store.acting] = Copy { rollout: rollout.clone(), revision: store.revision };
+            self.rollout = rollout;
         }
     }
 
     /// Size of the rollout's document as JSON, bytes.
     pub(super) fn size(&self) -> usize {
-        json(&self.rollout).len()
+        json(&self.rollout).map_or(0, |json| json.len())
     }
 }
 
-// Documents that cannot be written or read back are a bug of their types, which is what is tested here.
-fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|error| panic!("a document cannot be written: {error}"))
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(value).map_err(|error| format!("a document cannot be written: {error}"))
 }
-fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> T {
-    serde_json::from_slice(json).unwrap_or_else(|error| {
-        panic!("a document cannot be read back: {error}\n{}", String::from_utf8_lossy(json))
-    })
+
+/// What a reader of the store gets.
+fn read<T: serde::Serialize + serde::de::DeserializeOwned>(written: &T) -> Result<T, String> {
+    let json = json(written)?;
+    serde_json::from_slice(&json).map_err(|error| format!("a document cannot be read back: {error}"))
 }
 
 /// The bundle a device is to have again.

@@ -42,6 +42,9 @@ impl World {
                 self.crash();
             }
         }
+        if let Some(error) = self.docs.unreadable.take() {
+            self.find(error);
+        }
         self.todo.extend(self.fresh.drain(..));
         for device in std::mem::take(&mut self.published) {
             self.publish(device);
