@@ -20,6 +20,7 @@ pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod trust;
+mod plan_file;
 mod verdict;
 
 use clap::{Parser, Subcommand};
