@@ -23,6 +23,8 @@ pub fn compose(device: &DeviceId, intents: &[Intent], settings: &Settings, trust
                 candidate: None,
                 probation_secs: intent.probation_secs,
                 thresholds: vec![],
+                shadow: None,
+                window: None,
             };
             (intent.slot.clone(), slot)
         })
