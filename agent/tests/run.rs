@@ -109,7 +109,14 @@ impl Controller {
             attempt: AttemptId { rollout: "r-1".parse().unwrap(), number: 1 },
         };
         self.store(release);
-        let slot = SlotDesired { active, candidate: None, probation_secs: 1, thresholds: vec![] };
+        let slot = SlotDesired {
+            active,
+            candidate: None,
+            probation_secs: 1,
+            thresholds: vec![],
+            shadow: None,
+            window: None,
+        };
         let desired = Desired {
             schema: DESIRED_SCHEMA,
             device: device(),

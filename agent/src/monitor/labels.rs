@@ -197,6 +197,7 @@ impl LabelBook {
             correct: 0,
             confusion: vec![],
             unmatched: BTreeMap::new(),
+            versus: None,
         };
         self.names.clear();
         let mut records: Vec<LabelCounts> = Vec::new();

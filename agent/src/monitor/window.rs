@@ -256,6 +256,7 @@ impl WindowBuilder {
             latency: done.latency,
             classes,
             first_bad_ms: done.first_bad_ms,
+            agreement: None,
             exceed: exceed.map(|(threshold, (n, x))| Exceed { id: threshold.id, n, x }).collect(),
         })
     }

@@ -92,6 +92,8 @@ impl Signers {
             candidate: None,
             probation_secs: 60,
             thresholds: vec![],
+            shadow: None,
+            window: None,
         };
         Desired {
             schema: DESIRED_SCHEMA,

@@ -2,8 +2,9 @@
 
 use crate::store::Kind;
 use edgefleet_shared::{
-    desired::{Assigned, MaintenanceWindow},
+    desired::Assigned,
     ids::{DeviceId, RolloutId, SlotName},
+    maintenance::MaintenanceWindow,
 };
 use serde::{Deserialize, Serialize};
 

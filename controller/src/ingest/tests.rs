@@ -59,6 +59,7 @@ fn window(bundle: &str, requests: u64) -> RecordBody {
         classes: BTreeMap::from([("7".to_owned(), requests)]),
         first_bad_ms: None,
         exceed: vec![],
+        agreement: None,
     }))
 }
 
@@ -74,6 +75,7 @@ fn labels(matched: u64, correct: u64) -> RecordBody {
         correct,
         confusion: vec![],
         unmatched: BTreeMap::new(),
+        versus: None,
     })
 }
 

@@ -25,6 +25,8 @@ fn wants(counter: u64, attempt: u32) -> SlotDesired {
         candidate: None,
         probation_secs: 60,
         thresholds: vec![],
+        shadow: None,
+        window: None,
     }
 }
 fn release(counter: u64) -> Release {
