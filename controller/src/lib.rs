@@ -11,6 +11,7 @@ pub mod commands;
 pub mod demo;
 pub mod desired;
 pub mod driver;
+pub mod evidence;
 pub mod findings;
 pub mod fleet;
 pub mod ingest;
