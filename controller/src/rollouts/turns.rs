@@ -1,0 +1,177 @@
+//! The effect `HandOut`: the next devices of a stage get the bundle, or its shadow.
+
+use super::{
+    documents::{Documents, Place, turn_prefix},
+    roster::Roster,
+    working::{Aftermath, Working},
+};
+use crate::{
+    desired::{INTENT, Intent, intent_id},
+    rollout::{
+        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, Mode, Rollout, Severity,
+    },
+    store::{Expect, Scan, StoreError, Transaction},
+};
+use edgefleet_shared::{
+    desired::Assigned,
+    ids::{AttemptId, DeviceId},
+    time::Timestamp,
+};
+
+/// Places read at a time.
+const PAGE: usize = 500;
+/// Most devices in one transaction, whatever an effect allows.
+const MOST: u64 = 1_000;
+
+/// What was handed out, to whom.
+pub(super) struct HandedOut {
+    pub(super) devices: Vec<DeviceId>,
+    pub(super) aftermath: Aftermath,
+}
+
+/// Carries out one `HandOut`. Idempotent: attempts carry the number of the effect that handed them out.
+///
+/// # Errors
+/// [`StoreError`]; nothing happened then.
+pub(super) async fn hand_out(
+    documents: &Documents,
+    roster: &dyn Roster,
+    rollout: &Rollout,
+    id: EffectId,
+    effect: &Effect,
+    now: Timestamp,
+) -> Result<HandedOut, StoreError> {
+    let Effect::HandOut { stage, mode, at_most, after, again } = effect else {
+        return Ok(HandedOut { devices: vec![], aftermath: Aftermath::default() });
+    };
+    let at_most = (*at_most).min(MOST);
+    let mut working = Working::new(documents);
+    let mut transaction = Transaction::new();
+    let (mut devices, mut controls, mut cursor) = (Vec::new(), 0, *after);
+    let mut scan = Scan::all().prefix(turn_prefix(&rollout.id, *stage)).limit(PAGE);
+    if let (Some(after), false) = (after, again) {
+        scan.after = Some(super::documents::turn_id(&rollout.id, *stage, *after));
+    }
+    let exhausted = 'all: loop {
+        let page = documents.turns.list(scan.clone()).await?;
+        for (_, place) in page.entries {
+            if devices.len() as u64 == at_most {
+                break 'all false;
+            }
+            let Place { device, rank } = place.value;
+            let Some(found) = working.attempt(&rollout.id, &device).await? else { continue };
+            let bucket = match mode {
+                Mode::Shadow => found.value.shadow_bucket.unwrap_or(Bucket::Planned),
+                Mode::Active => found.value.bucket,
+            };
+            let mine = found.value.handed_by == Some(id);
+            let ready = match again {
+                true => bucket == Bucket::Again,
+                false => matches!(bucket, Bucket::Planned | Bucket::Held),
+            };
+            cursor = cursor.max(Some(rank));
+            if !ready && !mine {
+                continue;
+            }
+            let arm = found.value.arm;
+            let given = give(documents, roster, &mut working, rollout, (&device, id, *mode), now).await?;
+            if let Some((key, expect, intent)) = given {
+                transaction = transaction.put_json(INTENT, key, expect, &intent)?;
+                controls += u64::from(bucket == Bucket::Held && arm == Arm::Control);
+                devices.push(device);
+            }
+        }
+        match page.next {
+            Some(next) => scan.after = Some(next),
+            None => break true,
+        }
+    };
+    let event = Event::HandedOut {
+        effect: id,
+        count: devices.len() as u64,
+        controls,
+        cursor: if *again { None } else { cursor },
+        exhausted,
+    };
+    if let Err(refused) = working.apply(&rollout.id, &event, now).await? {
+        tracing::error!(rollout = %rollout.id, %refused, "rollout.hand-out");
+    }
+    documents.store.commit(working.stage(transaction)?).await?;
+    Ok(HandedOut { devices, aftermath: working.aftermath() })
+}
+
+type NewIntent = (String, Expect, Intent);
+
+/// One device's turn: its attempt in `working`, its intent returned. `None`: it is not this rollout's any more.
+async fn give(
+    documents: &Documents,
+    roster: &dyn Roster,
+    working: &mut Working<'_>,
+    rollout: &Rollout,
+    (device, effect, mode): (&DeviceId, EffectId, Mode),
+    now: Timestamp,
+) -> Result<Option<NewIntent>, StoreError> {
+    let slot = &rollout.plan.rollout.slot;
+    if !roster.is_enrolled(device) {
+        working.hear(&rollout.id, device, &DeviceSaid::LeftFleet, now).await?;
+        return Ok(None);
+    }
+    let key = intent_id(device, slot);
+    let found = documents.intents.find_json(&key).await?;
+    let expect = found.as_ref().map_or(Expect::Absent, |found| Expect::Revision(found.revision));
+    let intent = found.map_or_else(|| Intent::empty(device.clone(), slot.clone()), |found| found.value);
+    if let Some(other) = intent.trial.clone().filter(|other| *other != rollout.id) {
+        let said = DeviceSaid::SupersededBy { rollout: other };
+        working.hear(&rollout.id, device, &said, now).await?;
+        return Ok(None);
+    }
+    if mode == Mode::Shadow && intent.active.is_none() {
+        // A shadow needs something to be the shadow of; the device has its turn in the next stage.
+        working.hear(&rollout.id, device, &DeviceSaid::Unselected, now).await?;
+        return Ok(None);
+    }
+    let generation = next_generation(documents, roster, device).await?;
+    let Some(attempt) = working.attempt(&rollout.id, device).await? else { return Ok(None) };
+    // A second turn finds its own bundle there: what it goes back to is what the first turn met.
+    let own = intent.active.as_ref().is_some_and(|active| active.attempt.rollout == rollout.id);
+    let before = if own { attempt.value.before.clone() } else { intent.active.clone() };
+    let moves = attempt.value.hand_out(effect, mode, before, generation, &rollout.plan, now);
+    attempt.changed = true;
+    let assigned = assigned(rollout, &attempt.value);
+    working.follow(&rollout.id, moves, now).await?;
+    let probation = rollout.plan.wait(rollout.plan.probation);
+    let window = rollout.plan.window.clone().map(|mut window| {
+        window.ignore_window = rollout.plan.rollout.severity == Severity::Critical;
+        window
+    });
+    let next = match mode {
+        Mode::Shadow => Intent { candidate: Some(assigned), ..intent },
+        Mode::Active => Intent {
+            active: Some(assigned),
+            candidate: None,
+            probation_secs: probation.as_millis().div_ceil(1_000) as u64,
+            window,
+            ..intent
+        },
+    };
+    Ok(Some((key, expect, Intent { trial: Some(rollout.id.clone()), ..next })))
+}
+
+fn assigned(rollout: &Rollout, attempt: &Attempt) -> Assigned {
+    Assigned {
+        bundle: rollout.release.bundle.clone(),
+        release: rollout.release.envelope,
+        release_size: rollout.release.envelope_size,
+        attempt: AttemptId { rollout: rollout.id.clone(), number: attempt.number },
+    }
+}
+
+/// The generation that the device's next desired state will have.
+pub(super) async fn next_generation(
+    documents: &Documents,
+    roster: &dyn Roster,
+    device: &DeviceId,
+) -> Result<u64, StoreError> {
+    let stored = crate::desired::stored_generation(&*documents.store, device).await?;
+    Ok(stored.max(roster.reported_generation(device)).saturating_add(1))
+}
