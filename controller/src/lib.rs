@@ -17,6 +17,8 @@ pub mod fleet;
 pub mod ingest;
 pub mod link;
 pub mod registry;
+pub mod rollout;
+pub mod rollouts;
 pub mod server;
 pub mod signing;
 pub mod store;

@@ -21,6 +21,7 @@ pub mod peer;
 mod people;
 pub mod problem;
 mod range;
+pub mod rollout_views;
 pub mod rollouts;
 mod spec;
 mod system;

@@ -1,0 +1,3 @@
+//! Rollouts as the controller runs them.
+
+pub mod preview;
