@@ -15,9 +15,8 @@ use super::{
 };
 use crate::{
     clock,
-    desired::Reason,
-    link::HandOut,
-    rollout::{DeviceSaid, Effect, Event, OnOverlap, Pending, Rollout, State, SweepKind, freeze},
+    driver::{DriverHandle, Order},
+    rollout::{DeviceSaid, Effect, Event, Pending, Rollout, State, SweepKind, freeze, plan::OnOverlap},
     signing::signer::OnlineKey,
     store::{StoreError, Transaction, audit::AuditLog},
 };
@@ -25,7 +24,6 @@ use edgefleet_shared::{
     ids::{DeviceId, RolloutId},
     time::Timestamp,
 };
-use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,8 +43,6 @@ const AFTER_ERROR: Duration = Duration::from_secs(5);
 const JOIN_PASS: Duration = Duration::from_secs(60);
 /// Attempts told the time in one transaction.
 const CLOCKS: usize = 200;
-/// Devices sent their desired state at a time.
-const AT_A_TIME: usize = 64;
 /// Steps of one rollout before the others have their turn.
 const STEPS: usize = 50;
 
@@ -82,19 +78,20 @@ impl Looks {
 }
 
 /// What the driver is made of.
-pub struct DriverParts {
+pub struct RolloutParts {
     pub documents: Documents,
     pub audit: Arc<AuditLog>,
     pub key: OnlineKey,
     pub roster: Arc<dyn Roster>,
-    pub hand_out: Arc<HandOut>,
+    /// Who sends devices what is wanted of them.
+    pub devices: DriverHandle,
     pub calendar: Calendars,
     pub rollouts: Rollouts,
 }
 
 /// The strand that carries rollouts out.
-pub struct Driver {
-    parts: DriverParts,
+pub struct RolloutDriver {
+    parts: RolloutParts,
     looks: Looks,
     clerk: ClerkTask,
     /// Open rollouts and when to look at each.
@@ -110,9 +107,9 @@ enum Stepped {
     Until(Option<Timestamp>),
 }
 
-impl Driver {
+impl RolloutDriver {
     /// The driver, and where reports of devices go.
-    pub fn new(parts: DriverParts) -> (Self, Clerk) {
+    pub fn new(parts: RolloutParts) -> (Self, Clerk) {
         let looks = parts.rollouts.looks().clone();
         let (clerk, handle) = ClerkTask::new(parts.documents.clone(), looks.clone());
         (Self { parts, looks, clerk, open: BTreeMap::new(), joined: Timestamp::EPOCH }, handle)
@@ -131,7 +128,7 @@ impl Driver {
 }
 
 struct Strand {
-    parts: DriverParts,
+    parts: RolloutParts,
     looks: Looks,
     open: BTreeMap<RolloutId, Timestamp>,
     joined: Timestamp,
@@ -256,7 +253,7 @@ impl Strand {
         pending: &Pending,
         now: Timestamp,
     ) -> Result<Stepped, StepError> {
-        let DriverParts { documents, audit, key, roster, .. } = &self.parts;
+        let RolloutParts { documents, audit, key, roster, .. } = &self.parts;
         let roster: &dyn Roster = &**roster;
         let (effect, mut devices) = (pending.id, Vec::new());
         let aftermath = match &pending.effect {
@@ -293,12 +290,9 @@ impl Strand {
 
     /// Brings devices up to date. If the process dies here, the pass over all devices at the next start does it.
     async fn send(&self, devices: &[DeviceId]) {
-        let hand_out = &self.parts.hand_out;
-        let send = |device: &DeviceId| {
-            let (hand_out, device) = (hand_out.clone(), device.clone());
-            async move { hand_out.send(&device, &Reason::default(), false).await }
-        };
-        stream::iter(devices.iter().map(send)).buffer_unordered(AT_A_TIME).collect::<Vec<()>>().await;
+        if !devices.is_empty() {
+            self.parts.devices.order(Order::Devices(devices.to_vec())).await;
+        }
     }
 
     /// Tells attempts whose deadline has come what time it is.

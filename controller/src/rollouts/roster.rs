@@ -23,6 +23,7 @@ pub trait Roster: Send + Sync {
     /// The highest generation the device said it has.
     fn reported_generation(&self, device: &DeviceId) -> u64;
     fn is_enrolled(&self, device: &DeviceId) -> bool;
+    fn is_online(&self, device: &DeviceId) -> bool;
 }
 
 impl Roster for Fleet {
@@ -52,5 +53,9 @@ impl Roster for Fleet {
 
     fn is_enrolled(&self, device: &DeviceId) -> bool {
         self.enrolled_device(device).is_ok()
+    }
+
+    fn is_online(&self, device: &DeviceId) -> bool {
+        self.device(device).is_ok_and(|known| known.status.online)
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     desired::intent_id,
     fleet::Actor,
     rollout::{
-        AbortMode, Attempt, DeviceSaid, Event, Membership, OnOverlap, Plan, PlanMistake, Refused, Release,
-        Rollout, Seed, Span,
+        Attempt, DeviceSaid, Event, Membership, Plan, PlanMistake, Refused, Release, Rollout, Seed,
+        plan::OnOverlap,
     },
     store::{
         Expect, Page, Scan, StoreError, Transaction, Versioned,
@@ -24,7 +24,6 @@ use edgefleet_shared::{
     ids::{BundleName, DeviceId, RolloutId, SlotName},
     time::Timestamp,
 };
-use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Above this many devices a rollout must be confirmed.
@@ -44,18 +43,6 @@ pub struct NewRolloutRequest {
     pub reason: String,
 }
 
-/// What a person tells a rollout to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "order", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Order {
-    Start,
-    Pause { reason: String },
-    Resume { reason: String },
-    Abort { mode: AbortMode, reason: String },
-    Skip { reason: String },
-    Extend { span: Span, reason: String },
-}
-
 /// Why no rollout was made.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -69,8 +56,6 @@ pub enum StartError {
     Downgrade { bundle: BundleName, newest: BundleName, devices: usize },
     #[error("the plan has {} mistake(s): {}", mistakes.len(), sentences(mistakes))]
     Plan { mistakes: Vec<PlanMistake> },
-    #[error("could not draw a seed")]
-    Seed,
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error(transparent)]
@@ -139,7 +124,8 @@ impl Rollouts {
     ) -> Result<(Rollout, Membership), StartError> {
         let plan = request.plan.clone();
         plan.check().map_err(|mistakes| StartError::Plan { mistakes })?;
-        let seed = seed(&plan)?;
+        // A seed that is no seed is a mistake of the plan, named above.
+        let seed = Seed::of_plan(&plan).unwrap_or_else(|| Seed::new(rand::random()));
         let mut draft = Rollout::draft(id, 0, request.release.clone(), plan, seed, by, now);
         draft.reason.clone_from(&request.reason);
         let membership = members::membership(&self.documents, &*self.roster, &draft).await?;
@@ -251,50 +237,11 @@ impl Rollouts {
         }
     }
 
-    /// Carries an order to a rollout, with an entry in the audit log.
+    /// Carries a person's order or approval to a rollout, with an entry in the audit log.
     ///
     /// # Errors
     /// [`OrderError`]; nothing is changed then.
     pub async fn order(
-        &self,
-        id: &RolloutId,
-        actor: &Actor,
-        order: &Order,
-        now: Timestamp,
-    ) -> Result<Rollout, OrderError> {
-        let by = actor.name().to_owned();
-        let (action, event) = match order.clone() {
-            Order::Start => ("rollout.start", Event::Start { by }),
-            Order::Pause { reason } => ("rollout.pause", Event::Pause { by, reason }),
-            Order::Resume { reason } => ("rollout.resume", Event::Resume { by, reason }),
-            Order::Abort { mode, reason } => ("rollout.abort", Event::Abort { by, reason, mode }),
-            Order::Skip { reason } => ("rollout.skip", Event::Skip { by, reason }),
-            Order::Extend { span, reason } => ("rollout.extend", Event::Extend { by, reason, span }),
-        };
-        self.carry(id, actor, action, &event, now).await
-    }
-
-    /// Agrees to what a rollout asks, or does not.
-    ///
-    /// # Errors
-    /// [`OrderError`]; nothing is changed then.
-    pub async fn approve(
-        &self,
-        id: &RolloutId,
-        actor: &Actor,
-        agree: bool,
-        reason: String,
-        now: Timestamp,
-    ) -> Result<Rollout, OrderError> {
-        let by = actor.name().to_owned();
-        let (action, event) = match agree {
-            true => ("rollout.approve", Event::Approve { by, reason }),
-            false => ("rollout.deny", Event::Deny { by, reason }),
-        };
-        self.carry(id, actor, action, &event, now).await
-    }
-
-    async fn carry(
         &self,
         id: &RolloutId,
         actor: &Actor,
@@ -328,6 +275,11 @@ impl Rollouts {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// How many of the members are connected now.
+    pub fn online(&self, membership: &Membership) -> u64 {
+        membership.members.iter().filter(|member| self.roster.is_online(&member.device)).count() as u64
     }
 
     /// A device left the fleet.
@@ -402,6 +354,20 @@ impl Rollouts {
         Ok(page.entries.into_iter().map(|(_, attempt)| attempt.value).collect())
     }
 
+    /// The last verdicts, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn last_verdicts(
+        &self,
+        id: &RolloutId,
+        limit: usize,
+    ) -> Result<Vec<SignedVerdict>, StoreError> {
+        let head = self.documents.store.log_head(&log_of(id)).await?;
+        let from = head.saturating_sub(limit as u64).saturating_add(1);
+        self.verdicts(id, from, limit).await
+    }
+
     /// What was decided, oldest first, from number `from` (1 is the first) on.
     ///
     /// # Errors
@@ -446,7 +412,7 @@ pub(super) async fn overlapping(
         let mut count = 0;
         for device in meant.intersection(&selected) {
             let attempt = documents.attempts.find_json(&super::attempt_id(&other.id, device)).await?;
-            count += usize::from(attempt.is_none_or(|found| !found.value.is_over()));
+            count += usize::from(attempt.is_none_or(|found| is_moving(&found.value)));
         }
         if count > 0 {
             return Ok(Some((other, count)));
@@ -455,10 +421,12 @@ pub(super) async fn overlapping(
     Ok(None)
 }
 
-/// The plan's seed, or a drawn one.
-fn seed(plan: &Plan) -> Result<Seed, StartError> {
-    if plan.assign.seed == crate::rollout::plan::AUTO_SEED {
-        return Ok(Seed::new(rand::random()));
-    }
-    plan.assign.seed.parse().map_err(|_| StartError::Seed)
+
+/// Whether this rollout still wants something of the device.
+fn is_moving(attempt: &Attempt) -> bool {
+    use crate::rollout::Bucket as B;
+    !matches!(
+        attempt.bucket,
+        B::Committed | B::Failed | B::Cancelled | B::Superseded | B::Removed | B::Reverted
+    )
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     desired::{INTENT, Intent, intent_id},
     rollout::{
-        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, Mode, Rollout, Severity,
+        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, Mode, GroupCount, Rollout, Severity, Turn, pick,
     },
     store::{Expect, Scan, StoreError, Transaction},
 };
@@ -17,6 +17,7 @@ use edgefleet_shared::{
     ids::{AttemptId, DeviceId},
     time::Timestamp,
 };
+use std::collections::BTreeMap;
 
 /// Places read at a time.
 const PAGE: usize = 500;
@@ -45,52 +46,55 @@ pub(super) async fn hand_out(
         return Ok(HandedOut { devices: vec![], aftermath: Aftermath::default() });
     };
     let at_most = (*at_most).min(MOST);
+    let groups = groups(documents, rollout).await?;
     let mut working = Working::new(documents);
-    let mut transaction = Transaction::new();
-    let (mut devices, mut controls, mut cursor) = (Vec::new(), 0, *after);
     let mut scan = Scan::all().prefix(turn_prefix(&rollout.id, *stage)).limit(PAGE);
     if let (Some(after), false) = (after, again) {
         scan.after = Some(super::documents::turn_id(&rollout.id, *stage, *after));
     }
-    let exhausted = 'all: loop {
+    // Read on until enough are found: those in between had their turn, or their group is busy.
+    let mut waiting = Vec::new();
+    let (picked, at_end) = loop {
         let page = documents.turns.list(scan.clone()).await?;
         for (_, place) in page.entries {
-            if devices.len() as u64 == at_most {
-                break 'all false;
-            }
             let Place { device, rank } = place.value;
             let Some(found) = working.attempt(&rollout.id, &device).await? else { continue };
             let bucket = match mode {
                 Mode::Shadow => found.value.shadow_bucket.unwrap_or(Bucket::Planned),
                 Mode::Active => found.value.bucket,
             };
-            let mine = found.value.handed_by == Some(id);
             let ready = match again {
                 true => bucket == Bucket::Again,
                 false => matches!(bucket, Bucket::Planned | Bucket::Held),
             };
-            cursor = cursor.max(Some(rank));
-            if !ready && !mine {
-                continue;
-            }
-            let arm = found.value.arm;
-            let given = give(documents, roster, &mut working, rollout, (&device, id, *mode), now).await?;
-            if let Some((key, expect, intent)) = given {
-                transaction = transaction.put_json(INTENT, key, expect, &intent)?;
-                controls += u64::from(bucket == Bucket::Held && arm == Arm::Control);
-                devices.push(device);
-            }
+            let by_this = found.value.handed_by == Some(id);
+            let held = bucket == Bucket::Held && found.value.arm == Arm::Control;
+            waiting.push(Waiting { device, rank, group: found.value.group.clone(), ready, by_this, held });
         }
+        let turns: Vec<_> = waiting.iter().map(Waiting::turn).collect();
+        let picked = pick(&rollout.plan, &turns, at_most, &groups);
         match page.next {
-            Some(next) => scan.after = Some(next),
-            None => break true,
+            Some(next) if (picked.chosen.len() as u64) < at_most => scan.after = Some(next),
+            next => break (picked, next.is_none()),
         }
     };
+    let mut transaction = Transaction::new();
+    let (mut devices, mut controls) = (Vec::new(), 0);
+    for chosen in picked.chosen.iter().filter_map(|at| waiting.get(*at)) {
+        let given = give(documents, roster, &mut working, rollout, (&chosen.device, id, *mode), now).await?;
+        if let Some((key, expect, intent)) = given {
+            transaction = transaction.put_json(INTENT, key, expect, &intent)?;
+            controls += u64::from(chosen.held);
+            devices.push(chosen.device.clone());
+        }
+    }
+    let exhausted = at_end && picked.all;
+    let cursor = if *again { None } else { picked.cursor.max(*after) };
     let event = Event::HandedOut {
         effect: id,
         count: devices.len() as u64,
         controls,
-        cursor: if *again { None } else { cursor },
+        cursor,
         exhausted,
     };
     if let Err(refused) = working.apply(&rollout.id, &event, now).await? {
@@ -98,6 +102,43 @@ pub(super) async fn hand_out(
     }
     documents.store.commit(working.stage(transaction)?).await?;
     Ok(HandedOut { devices, aftermath: working.aftermath() })
+}
+
+/// A place of the stage as it was read.
+struct Waiting {
+    device: DeviceId,
+    rank: u64,
+    group: Option<String>,
+    ready: bool,
+    by_this: bool,
+    /// A control, until now.
+    held: bool,
+}
+
+impl Waiting {
+    fn turn(&self) -> Turn<'_> {
+        Turn { rank: self.rank, group: self.group.as_deref(), ready: self.ready, by_this: self.by_this }
+    }
+}
+
+/// What is in flight of each redundancy group; nothing is counted if the plan limits none.
+async fn groups(
+    documents: &Documents,
+    rollout: &Rollout,
+) -> Result<BTreeMap<String, GroupCount>, StoreError> {
+    let mut all: BTreeMap<String, GroupCount> = BTreeMap::new();
+    if rollout.plan.group_rule().is_none() {
+        return Ok(all);
+    }
+    for (_, attempt) in documents.attempts.list_all(&format!("{}/", rollout.id)).await? {
+        let Some(group) = attempt.value.group else { continue };
+        let count = all.entry(group).or_default();
+        count.members += 1;
+        let in_flight = attempt.value.bucket.holds_slot()
+            || attempt.value.shadow_bucket.is_some_and(Bucket::holds_slot);
+        count.in_flight += u64::from(in_flight);
+    }
+    Ok(all)
 }
 
 type NewIntent = (String, Expect, Intent);

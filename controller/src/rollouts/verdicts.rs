@@ -13,20 +13,22 @@ use crate::{
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use edgefleet_shared::{ids::RolloutId, time::Timestamp};
+use edgefleet_shared::{ids::RolloutId, time::Timestamp, trust::KeyId};
 use serde::{Deserialize, Serialize};
 
 /// One log per rollout.
 pub const VERDICT_LOG: &str = "verdict";
 
 /// A verdict with the controller's signature over exactly its bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SignedVerdict {
+    #[schema(value_type = Object)]
     pub record: VerdictRecord,
-    /// Base64 of the DSSE envelope, whose payload is `record` as it was signed.
+    /// Base64 of the DSSE envelope (JSON) whose payload is the record as it was signed.
     pub envelope: String,
-    /// The controller's online key.
-    pub key: String,
+    /// The controller's key that signed it.
+    #[schema(value_type = String)]
+    pub key: KeyId,
 }
 
 /// Why a verdict is not in the log yet.
@@ -55,7 +57,7 @@ pub(super) async fn record(
     let sign = |source| VerdictError::Sign { rollout: rollout.id.clone(), source };
     let envelope = key.sign_verdict(record).map_err(sign)?;
     let signed =
-        SignedVerdict { record: record.clone(), envelope: BASE64.encode(&envelope), key: key.id().to_string() };
+        SignedVerdict { record: record.clone(), envelope: BASE64.encode(&envelope), key: key.id() };
     let body = serde_json::to_vec(&signed).unwrap_or_default(); // plain data: cannot fail
     let (who, note) = match &record.because {
         Because::Rule { sentence, .. } => ("controller".to_owned(), sentence.clone()),
