@@ -36,6 +36,7 @@ use crate::{
     ingest::Ingest,
     link::{EventLoop, EventTotals, HandOut, Resends, Takeovers},
     registry::{self, Registry, RegistryParts, probe::Prober},
+    rollouts::{Calendars, Documents, RolloutDriver, RolloutParts, Rollouts},
     signing::{
         http::{self as trust_http, TrustApi},
         setup,
