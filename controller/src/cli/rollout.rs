@@ -2,8 +2,8 @@
 
 use super::{context::Context, device::pages, failure::Failure, table};
 use crate::{
-    api::rollouts::{NewRollout, StartedRollout},
-    assignments::{AttemptRecord, AttemptState, RolloutRecord, RolloutState},
+    api::rollout_views::{NewRollout, RolloutSummary, StartedRollout},
+    rollout::{Attempt, Plan, Rollout, Span, plan::OnOverlap},
 };
 use clap::{Args, Subcommand};
 use edgefleet_shared::{
@@ -48,26 +48,23 @@ impl AssignArgs {
     /// # Errors
     /// [`Failure`].
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let new = NewRollout {
-            bundle: self.bundle,
-            selectors: self.select,
-            slot: self.slot,
-            probation_secs: self.probation.as_secs(),
-            supersede: self.supersede,
-            confirmed: self.yes,
-            reason: self.reason,
-            dry_run: self.dry_run,
-        };
+        let slot = self.slot.unwrap_or_else(|| (&self.bundle.model).into());
+        let mut plan = Plan::single_stage(slot, self.bundle, self.select);
+        plan.probation = Span::secs(self.probation.as_secs());
+        // A person named this very release; an older one is meant.
+        plan.rollout.allow_downgrade = Some("assigned by hand".to_owned());
+        if self.supersede {
+            plan.rollout.on_overlap = OnOverlap::Supersede;
+        }
+        let (confirmed, reason, dry_run) = (self.yes, self.reason, self.dry_run);
+        let new = NewRollout { plan, reason, confirmed, dry_run, start: true };
         let started: StartedRollout = context.client()?.post("/api/v1/rollouts", &new).await?;
         context.print(&started, |started| match started {
             StartedRollout::Started { rollout } => format!(
-                "rollout {}: {} for {} device(s); watch it with `edgefleet rollout show {}`",
-                rollout.id, rollout.bundle, rollout.counts.total, rollout.id
+                "rollout {}: {}; watch it with `edgefleet rollout show {}`",
+                rollout.id, rollout.release.bundle, rollout.id
             ),
-            StartedRollout::DryRun { devices } => {
-                let ids: Vec<_> = devices.iter().map(ToString::to_string).collect();
-                format!("would reach {} device(s):\n{}", ids.len(), ids.join("\n"))
-            }
+            StartedRollout::DryRun { preview } => format!("would reach {} device(s)", preview.devices),
         })
     }
 }
@@ -87,15 +84,18 @@ impl RolloutCommand {
         let client = context.client()?;
         match self {
             Self::List => {
-                let all: Vec<RolloutRecord> = pages(&client, "/api/v1/rollouts", "").await?;
-                context.print(&all, |all| table::of(&HEADER, all.iter().map(row)))
+                let all: Vec<RolloutSummary> = pages(&client, "/api/v1/rollouts", "").await?;
+                context.print(&all, |all| {
+                    let row = |one: &RolloutSummary| vec![one.id.to_string(), one.bundle.to_string(), one.state.clone()];
+                    table::of(&["ROLLOUT", "BUNDLE", "STATE"], all.iter().map(row))
+                })
             }
             Self::Show { rollout } => {
-                let record: RolloutRecord = client.get(&format!("/api/v1/rollouts/{rollout}")).await?;
+                let record: Rollout = client.get(&format!("/api/v1/rollouts/{rollout}")).await?;
                 let path = format!("/api/v1/rollouts/{rollout}/attempts");
-                let attempts: Vec<AttemptRecord> = pages(&client, &path, "").await?;
+                let attempts: Vec<Attempt> = pages(&client, &path, "").await?;
                 let shown = Shown { rollout: record, attempts };
-                context.print(&shown, show)
+                context.print(&shown, |shown| format!("{} {}", shown.rollout.id, shown.rollout.state.name()))
             }
         }
     }
@@ -104,55 +104,6 @@ impl RolloutCommand {
 #[derive(serde::Serialize)]
 struct Shown {
     #[serde(flatten)]
-    rollout: RolloutRecord,
-    attempts: Vec<AttemptRecord>,
-}
-
-const HEADER: [&str; 6] = ["ROLLOUT", "BUNDLE", "STATE", "COMMITTED", "FAILED", "STARTED"];
-
-fn row(rollout: &RolloutRecord) -> Vec<String> {
-    let state = match &rollout.state {
-        RolloutState::Assigning { .. } => "assigning".to_owned(),
-        RolloutState::Running => "running".to_owned(),
-        RolloutState::Completed => "completed".to_owned(),
-        RolloutState::Superseded { by } => format!("superseded by {by}"),
-    };
-    vec![
-        rollout.id.to_string(),
-        rollout.bundle.to_string(),
-        state,
-        format!("{} of {}", rollout.counts.committed, rollout.counts.total),
-        rollout.counts.failed.values().sum::<u64>().to_string(),
-        rollout.created.to_string(),
-    ]
-}
-
-fn show(shown: &Shown) -> String {
-    let selectors: Vec<_> = shown.rollout.selectors.iter().map(|s| format!("`{s}`")).collect();
-    let attempts = shown.attempts.iter().map(|attempt| {
-        let (state, why) = match &attempt.state {
-            AttemptState::Assigned => ("assigned".to_owned(), String::new()),
-            AttemptState::Committed => ("committed".to_owned(), String::new()),
-            AttemptState::Superseded => ("superseded".to_owned(), String::new()),
-            AttemptState::Removed => ("removed".to_owned(), String::new()),
-            AttemptState::Failed { code, .. } => {
-                let message = attempt.refusal.as_ref().map_or(String::new(), |r| r.message.clone());
-                (code.to_string(), message)
-            }
-        };
-        vec![
-            attempt.device.to_string(),
-            state,
-            format!("{:.1} s", attempt.took_ms as f64 / 1e3),
-            attempt.fetched_bytes.to_string(),
-            why,
-        ]
-    });
-    format!(
-        "{}\nby         {}\nselects    {}\n\n{}",
-        table::of(&HEADER, std::iter::once(row(&shown.rollout))),
-        shown.rollout.by,
-        selectors.join(" or "),
-        table::of(&["DEVICE", "ATTEMPT", "TOOK", "BYTES", "WHY"], attempts)
-    )
+    rollout: Rollout,
+    attempts: Vec<Attempt>,
 }
