@@ -9,9 +9,13 @@ use serde::{Deserialize, Serialize};
 pub enum Scope {
     Start,
     /// The stage may begin.
-    Begin { stage: u16 },
+    Begin {
+        stage: u16,
+    },
     /// The stage's statistics can prove nothing on so few devices: a person vouches for it.
-    Pass { stage: u16 },
+    Pass {
+        stage: u16,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

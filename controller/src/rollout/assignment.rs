@@ -6,9 +6,12 @@
 //! later. Controls are the highest of the canaries' strata.
 
 use super::plan::Plan;
-use edgefleet_shared::{digest::BlobDigest, ids::{BundleName, DeviceId}};
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use edgefleet_shared::{
+    digest::{BlobDigest, decode_hex, encode_hex},
+    ids::{BundleName, DeviceId},
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 /// 256 random bits that decide who goes first.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,13 +42,15 @@ pub enum Arm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub device: DeviceId,
-    /// The stage in which it is to run the bundle as its active one; `None` if the plan has only shadow stages.
+    /// The stage in which it is to run the bundle as its active one.
     pub stage: u16,
     /// The shadow stage it takes part in before that.
     pub shadow: Option<u16>,
     pub arm: Arm,
     /// Index into [`Membership::strata`].
     pub stratum: u16,
+    /// The attribute `site`: a site that fails as a whole counts once in the evidence.
+    pub site: Arc<str>,
     /// The redundancy group, if the plan limits those.
     pub group: Option<Arc<str>>,
     /// Order of turns within the rollout, unique.
@@ -97,4 +102,55 @@ pub fn plan_members(plan: &Plan, seed: &Seed, candidates: &[Candidate<'_>]) -> M
 /// A device that was selected after the membership was fixed: last stage, behind everybody.
 pub fn join_late(plan: &Plan, seed: &Seed, summary: &MembershipSummary, candidate: &Candidate<'_>) -> Member {
     super::draw::late(plan, seed, summary, candidate)
+}
+
+impl Seed {
+    pub fn new(random: [u8; 32]) -> Self {
+        Self(random)
+    }
+    /// The seed a plan names; `None` if it leaves the choice to the controller, or writes nonsense.
+    pub fn of_plan(plan: &Plan) -> Option<Self> {
+        if plan.assign.seed == super::plan::AUTO_SEED {
+            return None;
+        }
+        plan.assign.seed.parse().ok()
+    }
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+impl FromStr for Seed {
+    type Err = SeedError;
+    fn from_str(text: &str) -> Result<Self, SeedError> {
+        let mut bytes = [0; 32];
+        decode_hex(text, &mut bytes).ok_or(SeedError { found: text.len() })?;
+        Ok(Self(bytes))
+    }
+}
+
+/// Why a text is no seed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a seed is 64 lower-case hexadecimal digits or `auto`, this one has {found} characters")]
+pub struct SeedError {
+    found: usize,
+}
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&encode_hex(&self.0))
+    }
+}
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seed({self})")
+    }
+}
+impl Serialize for Seed {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(de::Error::custom)
+    }
 }

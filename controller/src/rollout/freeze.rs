@@ -63,7 +63,8 @@ mod tests {
             slots: slots.iter().map(|s| s.parse().unwrap()).collect(),
             reason: String::new(),
         };
-        let calendar = [period("a", 10, 20, &[]), period("b", 15, 30, &["digits"]), period("c", 0, 99, &["other"])];
+        let calendar =
+            [period("a", 10, 20, &[]), period("b", 15, 30, &["digits"]), period("c", 0, 99, &["other"])];
         for (now, wanted) in [(9, None), (10, Some("a")), (16, Some("b")), (29, Some("b")), (30, None)] {
             assert_eq!(active(&calendar, &slot, at(now)).map(|f| f.name), wanted.map(str::to_owned), "{now}");
         }

@@ -7,7 +7,7 @@ use super::{
     span::{Share, Span},
     window::Window,
 };
-use crate::evidence::GateSettings;
+use crate::evidence::{Gate, GateSettings};
 use edgefleet_shared::{
     ids::{BundleName, DeviceId, SlotName},
     selector::Selector,
@@ -31,6 +31,7 @@ pub struct Plan {
     pub window: Option<Window>,
     #[serde(default = "default_stages")]
     pub stages: Vec<Stage>,
+    /// Settings of all gates; which of them a stage asks stands at the stage, see [`Plan::settle`].
     #[serde(default)]
     pub gates: GateSettings,
     #[serde(default)]
@@ -106,6 +107,8 @@ pub struct Assign {
     /// Devices of one redundancy group in flight at a time, by the attribute that names the group. At
     /// most one attribute; at least one device of each group may always go.
     pub max_in_flight_per: BTreeMap<String, Share>,
+    /// Canary and controls are compared once, over this time before and after the canary's switch.
+    pub compare: Span,
     /// Never more devices than this, whatever the selectors say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_devices: Option<u64>,
@@ -118,6 +121,7 @@ impl Default for Assign {
             seed: AUTO_SEED.to_owned(),
             controls_per_canary: 3,
             max_in_flight_per: BTreeMap::new(),
+            compare: Span::hours(1),
             max_devices: None,
             exclude: Vec::new(),
         }
@@ -201,7 +205,7 @@ pub struct Stage {
     pub max_soak: Option<Span>,
     /// Gates that must be *safe* before the stage passes. Harm counts in every stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gates: Vec<GateName>,
+    pub gates: Vec<Gate>,
     /// A person has to agree before the stage begins.
     #[serde(default)]
     pub approval: bool,
@@ -246,20 +250,6 @@ pub enum Mode {
     Shadow,
     #[default]
     Active,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GateName {
-    /// Always on; may be written down.
-    Hard,
-    Errors,
-    Latency,
-    Agreement,
-    Drift,
-    Telemetry,
-    Accuracy,
-    Memory,
 }
 
 /// Rules without statistics.
@@ -422,6 +412,17 @@ impl Plan {
         }
     }
 
+    /// Derives what follows from the rest: evidence runs on across stages, so every gate that any stage
+    /// asks shares the false-alarm budget from the start. Called when a rollout is made; changes nothing
+    /// the second time.
+    pub fn settle(&mut self) {
+        let mut used: std::collections::BTreeSet<_> =
+            self.stages.iter().flat_map(|stage| stage.gates.iter().copied()).collect();
+        used.insert(Gate::Hard);
+        self.gates.gates = used.clone();
+        self.gates.planned = used;
+    }
+
     /// `span` as the plan's clock runs it.
     pub fn wait(&self, span: Span) -> Duration {
         span.scaled(self.time_scale)
@@ -443,7 +444,7 @@ impl Plan {
 
 /// lab and shadow are left out of the default: the first needs names, the second a shadow-capable model.
 pub fn default_stages() -> Vec<Stage> {
-    use GateName::{Agreement, Drift, Errors, Hard, Latency, Telemetry};
+    use Gate::{Agreement, Drift, Errors, Hard, Latency, Telemetry};
     let sized = |name: &str, percent: f64, soak: u64| Stage {
         size: Some(Share::Percent(percent)),
         soak: Span::hours(soak),

@@ -172,7 +172,15 @@ mod tests {
 
     #[test]
     fn lengths_of_time_are_read_with_units_and_stored_as_seconds() {
-        for (text, wanted) in [("\"24h\"", Some(86_400)), ("90", Some(90)), ("\"90m\"", Some(5_400)), ("\"\"", None), ("-1", None), ("\"100ms\"", None), ("99999999999", None)] {
+        for (text, wanted) in [
+            ("\"24h\"", Some(86_400)),
+            ("90", Some(90)),
+            ("\"90m\"", Some(5_400)),
+            ("\"\"", None),
+            ("-1", None),
+            ("\"100ms\"", None),
+            ("99999999999", None),
+        ] {
             let read = serde_json::from_str::<Span>(text).ok();
             assert_eq!(read.map(Span::as_secs), wanted, "{text}");
             if let Some(read) = read {
@@ -184,17 +192,30 @@ mod tests {
 
     #[test]
     fn a_faster_clock_shortens_waits_but_never_to_nothing() {
-        for (secs, scale, millis) in [(3_600, 1.0, 3_600_000), (3_600, 600.0, 6_000), (1, 1e9, 1), (0, 2.0, 0), (1, f64::NAN, 1_000)] {
+        for (secs, scale, millis) in
+            [(3_600, 1.0, 3_600_000), (3_600, 600.0, 6_000), (1, 1e9, 1), (0, 2.0, 0), (1, f64::NAN, 1_000)]
+        {
             assert_eq!(Span::secs(secs).scaled(scale).as_millis(), millis, "{secs} / {scale}");
         }
     }
 
     #[test]
     fn shares_round_up_and_stay_within_the_whole() {
-        for (text, total, wanted) in [("\"1%\"", 1_000, 10), ("\"1%\"", 10, 1), ("\"100%\"", 7, 7), ("\"2%\"", 0, 0), ("5", 3, 3), ("5", 30, 5), ("\"0.1%\"", 1_000_000, 1_000)] {
+        for (text, total, wanted) in [
+            ("\"1%\"", 1_000, 10),
+            ("\"1%\"", 10, 1),
+            ("\"100%\"", 7, 7),
+            ("\"2%\"", 0, 0),
+            ("5", 3, 3),
+            ("5", 30, 5),
+            ("\"0.1%\"", 1_000_000, 1_000),
+        ] {
             let share: Share = serde_json::from_str(text).unwrap();
             assert_eq!(share.of(total), wanted, "{text} of {total}");
-            assert_eq!(serde_json::from_str::<Share>(&serde_json::to_string(&share).unwrap()).unwrap(), share);
+            assert_eq!(
+                serde_json::from_str::<Share>(&serde_json::to_string(&share).unwrap()).unwrap(),
+                share
+            );
         }
         for text in ["\"101%\"", "\"-1%\"", "\"x\"", "\"NaN%\"", "-3"] {
             assert!(serde_json::from_str::<Share>(text).is_err(), "{text}");

@@ -92,7 +92,13 @@ impl Bucket {
     pub fn counts_for_coverage(self) -> bool {
         !matches!(
             self,
-            Self::Gone | Self::Held | Self::Cancelled | Self::Superseded | Self::Removed | Self::Reverting | Self::Reverted
+            Self::Gone
+                | Self::Held
+                | Self::Cancelled
+                | Self::Superseded
+                | Self::Removed
+                | Self::Reverting
+                | Self::Reverted
         )
     }
 }
