@@ -8,13 +8,32 @@
 //!
 //! Source of the rules: `research/fleet-control.md` 6.4, changed by DECISIONS 21 to 27.
 
+mod accuracy;
+mod bounded;
+mod drift;
+mod errors;
+mod gates;
+mod hard;
+pub mod interval;
+mod judge;
 mod latency;
+mod logrank;
+mod mixture;
 mod observation;
 pub mod power;
+mod random;
 mod report;
 mod settings;
+mod shadow;
+mod special;
+mod telemetry;
 
+#[cfg(test)]
+mod tests;
+
+pub use drift::{ln_dirichlet_multinomial, population_stability};
 pub use latency::{BeforeAfter, latency_vote};
+pub use mixture::E_MAX;
 pub use observation::{Arm, Disagreement, HardFailure, Observation, Reporting, Vote};
 pub use report::{ArmSizes, Assessment, Effect, GateReport, Slice, Verdict};
 pub use settings::{
@@ -24,19 +43,67 @@ pub use settings::{
 
 use serde::{Deserialize, Serialize};
 
-/// Everything observed about one bundle in one rollout, as sufficient statistics. Runs on across stages.
+/// Everything observed about one bundle in one rollout, as sufficient statistics.
+///
+/// It runs on across the stages of the same bundle and is never restarted: a restart would be a second
+/// chance to fail and would have to pay a share of `alpha`. Another bundle, metric or threshold needs new
+/// evidence. Order of arrival matters for errors and drift only; the other gates are sums.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Evidence {}
+#[serde(default)]
+pub struct Evidence {
+    errors: errors::Errors,
+    latency: latency::Latency,
+    shadow: shadow::Shadow,
+    accuracy: accuracy::Accuracy,
+    telemetry: telemetry::Telemetry,
+    drift: drift::Drift,
+    hard: hard::Hard,
+}
 
 impl Evidence {
-    /// Takes one event in: O(log n) in the number of strata kept.
+    /// Takes one event in. O(log n) in the strata kept (at most 128), linear in the classes of the event.
     pub fn observe(&mut self, observation: &Observation, settings: &GateSettings) {
-        let _ = (observation, settings);
+        let limit = settings.per_window;
+        match observation {
+            Observation::Joined { arm, stratum, site } => self.errors.join(*arm, stratum, site),
+            Observation::Left { arm, stratum, site } => {
+                // Nobody at risk there: a repeated report, nothing to take out.
+                let _ = self.errors.leave(*arm, stratum, site);
+            }
+            Observation::FirstBad { device, arm, stratum, site, hour } => {
+                self.errors.first_bad(device, *arm, (stratum, site), *hour, settings.errors.margin);
+            }
+            Observation::DeviceHour { device, arm, bad } => self.errors.device_hour(device, *arm, *bad),
+            Observation::Latency { device, stratum, vote } => self.latency.vote(device, stratum, *vote),
+            Observation::Exceeded { device: _, n, x } => self.latency.exceeded(*n, *x, limit),
+            Observation::Shadow { device, stratum, n, disagree, classes } => {
+                self.shadow.add(device, stratum, (*n, *disagree), classes, limit);
+            }
+            Observation::Labels { device, stratum, source, both_right, both_wrong, wins, losses } => {
+                let labels = accuracy::Labelled {
+                    both_right: *both_right,
+                    both_wrong: *both_wrong,
+                    wins: *wins,
+                    losses: *losses,
+                };
+                if settings.accuracy.sources.contains(source) {
+                    self.accuracy.add(device, stratum, labels, limit);
+                } else {
+                    self.accuracy.ignored = self.accuracy.ignored.saturating_add(labels.n());
+                }
+            }
+            Observation::Telemetry { canary, control } => {
+                self.telemetry.add(*canary, *control, settings.telemetry.margin);
+            }
+            Observation::Drift { device, arm, classes } => self.drift.add(device, *arm, classes, limit),
+            Observation::Hard { device, failure } => self.hard.add(device, *failure),
+        }
     }
 
-    /// What the evidence says now. May be called at any time and as often as wanted.
+    /// What the evidence says now, over all gates the plan uses. May be called at any time and as often as
+    /// wanted: that is what the e-values are for. `arms` counts the devices compared **so far in this
+    /// rollout**, so that a last stage without controls keeps what the stages before it have proven.
     pub fn assess(&self, settings: &GateSettings, arms: &ArmSizes) -> Assessment {
-        let _ = (settings, arms);
-        Assessment::of(Vec::new())
+        Assessment::of(settings.used().into_iter().map(|gate| self.report(gate, settings, arms)).collect())
     }
 }

@@ -4,7 +4,7 @@ use super::settings::Gate;
 use edgefleet_shared::ids::DeviceId;
 use serde::{Deserialize, Serialize};
 
-/// How many devices each arm has now. Needed to say when a gate has no power.
+/// Distinct devices compared so far in this rollout, per arm: what says that a gate has no power.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArmSizes {
     pub canaries: u32,
