@@ -2,12 +2,18 @@
 //!
 //! Pure: plan, membership and what is known of the fleet in; numbers and sentences out.
 
+mod find;
+mod pace;
+#[cfg(test)]
+mod tests;
+mod warn;
+
 use crate::{
     evidence::{
         Gate, GateSettings,
         power::{GatePower, StageForecast},
     },
-    rollout::{Arm, FreezePeriod, Membership, Mode, Plan, PlanMistake, Span, Stratum},
+    rollout::{Arm, FreezePeriod, Member, Membership, Mode, Plan, PlanMistake, Share, Span, Stratum},
     transfer::Limits,
 };
 use edgefleet_shared::{
@@ -20,6 +26,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq)]
 pub struct FleetFacts {
     pub now: Timestamp,
+    /// Devices the selectors chose; the plan may reach fewer.
+    pub selected: u64,
     /// Bytes a device fetches for the bundle.
     pub download: u64,
     pub links: Limits,
@@ -135,4 +143,97 @@ pub struct GatePreview {
     /// Median hours until a harmless bundle is called safe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hours_to_safe: Option<f64>,
+}
+
+/// Share of a stage's devices that have to be finished before its soak begins, where the plan says nothing.
+const COVERAGE: Share = Share::Percent(90.0);
+/// Devices of a stage that are named.
+const NAMED: usize = 5;
+
+/// What `plan` would do to `membership`.
+///
+/// `mistakes`: what the plan's check found. `power`: [`forecast`](crate::evidence::power::forecast) with a seed
+/// of the caller's choice; asked once per stage that has gates.
+pub fn preview(
+    plan: &Plan,
+    mistakes: &[PlanMistake],
+    membership: &Membership,
+    facts: &FleetFacts,
+    power: impl Fn(&StageForecast, &GateSettings) -> Vec<GatePower>,
+) -> Preview {
+    let mut settled = plan.clone();
+    settled.settle();
+    let plan = &settled;
+    let members = membership.members.len() as u64;
+    let limits = &plan.limits;
+    let concurrency = limits.concurrency.of(members).max(limits.concurrency_min).max(1);
+    let arms = |arm| membership.members.iter().filter(|member| member.arm == arm).count() as u64;
+
+    let mut stages = Vec::new();
+    let (mut reached, mut successes) = (0, 0);
+    // Who shadowed it has the bytes already.
+    let mut fetched = std::collections::BTreeSet::new();
+    for (index, stage) in plan.stages.iter().enumerate() {
+        let here = |member: &&Member| match stage.mode {
+            Mode::Shadow => member.shadow.map(usize::from) == Some(index),
+            Mode::Active => usize::from(member.stage) == index,
+        };
+        let turns: Vec<_> = membership.members.iter().filter(here).collect();
+        let devices = turns.len() as u64;
+        let new = turns.iter().filter(|member| fetched.insert(member.rank)).count() as u64;
+        let bytes = facts.download.saturating_mul(new);
+        let delivery = pace::deliver(&pace::Turns {
+            plan,
+            links: &facts.links,
+            mode: stage.mode,
+            devices,
+            download: bytes.checked_div(devices).unwrap_or(0),
+            concurrency,
+            spread: stage.spread,
+            wanted: stage.coverage.unwrap_or(COVERAGE).of(devices),
+            successes,
+        });
+        if stage.mode == Mode::Active {
+            reached += devices;
+            successes += devices;
+        }
+        let waits = |span| Span::secs(plan.wait(span).as_secs_f64().ceil() as u64);
+        stages.push(StagePreview {
+            name: stage.name.clone(),
+            mode: stage.mode,
+            devices,
+            reached,
+            approval: stage.approval,
+            first: turns.iter().take(NAMED).map(|member| member.device.clone()).collect(),
+            delivery: Span::secs(delivery.secs.ceil() as u64),
+            limited_by: delivery.limited_by,
+            soak: waits(stage.soak),
+            max_soak: waits(stage.max_soak()),
+            bytes,
+            gates: find::gates(plan, index, membership, facts, &power),
+        });
+    }
+    let total = |soak: fn(&StagePreview) -> Span| {
+        Span::secs(stages.iter().map(|s| s.delivery.as_secs().saturating_add(soak(s).as_secs())).sum())
+    };
+    let mut preview = Preview {
+        slot: plan.rollout.slot.clone(),
+        bundle: plan.rollout.bundle.clone(),
+        mistakes: mistakes.iter().map(Mistake::from).collect(),
+        warnings: Vec::new(),
+        assumed: find::assumed(plan, facts),
+        devices: members,
+        online: facts.online,
+        canaries: arms(Arm::Canary),
+        controls: arms(Arm::Control),
+        strata: membership.summary.strata.clone(),
+        false_alarms: plan.gates.alpha,
+        expected: total(|stage| stage.soak),
+        longest: total(|stage| stage.max_soak),
+        bytes: stages.iter().map(|stage| stage.bytes).sum(),
+        bytes_per_device: facts.download,
+        stages,
+    };
+    preview.warnings = warn::warnings(plan, membership, facts, &preview);
+    preview
 }
