@@ -13,18 +13,21 @@ use super::{
 };
 use crate::{
     clock,
+    evidence::power::forecast,
     fleet::FleetError,
     rollout::{Attempt, Refused, Release, Rollout},
     rollouts::{
         NewRolloutRequest, OrderError, StartError,
         preview::{FleetFacts, preview},
     },
-    transfer::Limits,
 };
 use axum::{Json, extract::State, http::StatusCode};
 use edgefleet_shared::ids::{BundleName, DeviceId, RolloutId};
 use std::sync::Arc;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// The forecast is a simulation; the same plan gets the same figures each time it is looked at.
+const FORECAST_SEED: u64 = 1;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Operations>> {
     OpenApiRouter::new()
@@ -61,6 +64,7 @@ async fn start_rollout(
             operations.rollouts.prepare(&request, rollout_id(now)?, actor.name(), now).await?;
         let facts = FleetFacts {
             now,
+            selected: operations.rollouts.selected(&draft),
             download: request.release.download,
             links: operations.links,
             online: Some(operations.rollouts.online(&membership)),
@@ -70,7 +74,9 @@ async fn start_rollout(
             latency_spread: None,
             freezes: operations.calendar.current().periods.clone(),
         };
-        let preview = Box::new(preview(&draft.plan, &membership, &facts));
+        let preview = Box::new(preview(&draft.plan, &[], &membership, &facts, |stage, gates| {
+            forecast(stage, gates, FORECAST_SEED)
+        }));
         return Ok(Json(StartedRollout::DryRun { preview }));
     }
     let rollout = operations.rollouts.start(request, rollout_id(now)?, &actor, now).await?;

@@ -3,7 +3,7 @@
 use super::{context::Context, device::pages, failure::Failure, table};
 use crate::{
     api::rollout_views::{NewRollout, RolloutSummary, StartedRollout},
-    rollout::{Attempt, Plan, Rollout, Span, plan::OnOverlap},
+    rollout::{Attempt, Plan, Rollout, Span, plan::{Limits, OnOverlap}},
 };
 use clap::{Args, Subcommand};
 use edgefleet_shared::{
@@ -33,6 +33,9 @@ pub struct AssignArgs {
     /// Replace rollouts of the slot that still run on some of these devices
     #[arg(long)]
     supersede: bool,
+    /// How fast devices get their turn: the defaults of a plan, or as fast as the controller can
+    #[arg(long, value_enum, default_value_t)]
+    limits: LimitsArg,
     /// Agree to the number of devices, needed above 10
     #[arg(long)]
     yes: bool,
@@ -56,6 +59,9 @@ impl AssignArgs {
         if self.supersede {
             plan.rollout.on_overlap = OnOverlap::Supersede;
         }
+        if self.limits == LimitsArg::None {
+            plan.limits = Limits::none();
+        }
         let (confirmed, reason, dry_run) = (self.yes, self.reason, self.dry_run);
         let new = NewRollout { plan, reason, confirmed, dry_run, start: true };
         let started: StartedRollout = context.client()?.post("/api/v1/rollouts", &new).await?;
@@ -67,6 +73,14 @@ impl AssignArgs {
             StartedRollout::DryRun { preview } => format!("would reach {} device(s)", preview.devices),
         })
     }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LimitsArg {
+    /// 50 a minute, growing with success, and 2 % (10 at least) under way at a time
+    #[default]
+    Default,
+    None,
 }
 
 #[derive(Debug, Subcommand)]

@@ -74,7 +74,7 @@ impl Tale<'_> {
         let attempts = loop {
             let attempts = stage.get(&path).await?;
             let all = attempts["items"].as_array().cloned().unwrap_or_default();
-            for attempt in all.iter().filter(|a| a["attempt"] == "committed") {
+            for attempt in all.iter().filter(|a| a["state"] == "committed") {
                 took.entry(text(&attempt["device"])).or_insert_with(|| started.elapsed().as_secs_f64());
             }
             if took.len() == stage.agents.len() {
@@ -96,7 +96,7 @@ impl Tale<'_> {
 
     async fn start_rollout(&self, bundle: &str) -> Result<String, DemoError> {
         let probation = format!("{}s", self.options.scaled(PROBATION).as_secs());
-        let args = ["assign", bundle, "--select", "site=lab", "--yes", "--probation", &probation];
+        let args = ["assign", bundle, "--select", "site=lab", "--yes", "--limits", "none", "--probation", &probation];
         let answer = self.stage.command(&args).await?;
         match text(&answer["id"]) {
             id if id.is_empty() => {
@@ -141,7 +141,7 @@ impl Tale<'_> {
                     let attempts =
                         stage.get(&format!("/api/v1/rollouts/{rollout}/attempts?limit=1000")).await?;
                     let all = attempts["items"].as_array().cloned().unwrap_or_default();
-                    let ended = all.iter().filter(|a| a["attempt"] != "assigned").count();
+                    let ended = all.iter().filter(|a| has_ended(a)).count();
                     let state = format!("{ended} of {} ended", stage.agents.len());
                     Ok(if ended == stage.agents.len() { Ok(all) } else { Err(state) })
                 },
@@ -155,7 +155,7 @@ impl Tale<'_> {
         let devices = options.devices;
         let refused: Vec<_> = attempts
             .iter()
-            .filter(|a| a["attempt"] == "failed" && a["code"] == code)
+            .filter(|a| a["state"] == "failed" && a["refusal"]["code"] == code)
             .map(|a| RefusalReport {
                 device: text(&a["device"]),
                 bundle: bundle.to_owned(),
@@ -180,4 +180,10 @@ pub(super) fn shortened(line: &str) -> String {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line.to_owned(),
     }
+}
+
+/// Whether a device is done with its attempt, well or badly.
+fn has_ended(attempt: &Value) -> bool {
+    let ends = ["committed", "failed", "timed-out", "lost", "cancelled", "superseded", "removed", "reverted"];
+    attempt["state"].as_str().is_some_and(|state| ends.contains(&state))
 }

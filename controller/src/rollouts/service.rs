@@ -277,6 +277,11 @@ impl Rollouts {
         }
     }
 
+    /// How many devices the selectors choose.
+    pub fn selected(&self, rollout: &Rollout) -> u64 {
+        self.roster.select(&rollout.plan.select).len() as u64
+    }
+
     /// How many of the members are connected now.
     pub fn online(&self, membership: &Membership) -> u64 {
         membership.members.iter().filter(|member| self.roster.is_online(&member.device)).count() as u64

@@ -85,11 +85,9 @@ async fn take(
     let before = found.value.clone();
     let moves = match kind {
         SweepKind::Revert => found.value.take_back(generation, &rollout.plan, now),
-        SweepKind::Cancel => found.value.cancel(generation, now),
+        SweepKind::Cancel => found.value.cancel(generation, &rollout.plan, now),
     };
-    if found.value == before {
-        return Ok(None);
-    }
+    let Some(moves) = moves else { return Ok(None) };
     found.changed = true;
     working.follow(&rollout.id, moves, now).await?;
     let key = intent_id(device, &rollout.plan.rollout.slot);

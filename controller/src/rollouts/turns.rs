@@ -9,12 +9,14 @@ use crate::{
     desired::{INTENT, Intent, intent_id},
     rollout::{
         Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, Mode, GroupCount, Rollout, Severity, Turn, pick,
+        window::{Download, Window},
     },
     store::{Expect, Scan, StoreError, Transaction},
 };
 use edgefleet_shared::{
     desired::Assigned,
     ids::{AttemptId, DeviceId},
+    maintenance::MaintenanceWindow,
     time::Timestamp,
 };
 use std::collections::BTreeMap;
@@ -59,16 +61,9 @@ pub(super) async fn hand_out(
         for (_, place) in page.entries {
             let Place { device, rank } = place.value;
             let Some(found) = working.attempt(&rollout.id, &device).await? else { continue };
-            let bucket = match mode {
-                Mode::Shadow => found.value.shadow_bucket.unwrap_or(Bucket::Planned),
-                Mode::Active => found.value.bucket,
-            };
-            let ready = match again {
-                true => bucket == Bucket::Again,
-                false => matches!(bucket, Bucket::Planned | Bucket::Held),
-            };
+            let ready = found.value.is_ready(*stage, *again);
             let by_this = found.value.handed_by == Some(id);
-            let held = bucket == Bucket::Held && found.value.arm == Arm::Control;
+            let held = found.value.bucket == Bucket::Held && found.value.arm == Arm::Control;
             waiting.push(Waiting { device, rank, group: found.value.group.clone(), ready, by_this, held });
         }
         let turns: Vec<_> = waiting.iter().map(Waiting::turn).collect();
@@ -181,10 +176,8 @@ async fn give(
     let assigned = assigned(rollout, &attempt.value);
     working.follow(&rollout.id, moves, now).await?;
     let probation = rollout.plan.wait(rollout.plan.probation);
-    let window = rollout.plan.window.clone().map(|mut window| {
-        window.ignore_window = rollout.plan.rollout.severity == Severity::Critical;
-        window
-    });
+    let urgent = rollout.plan.rollout.severity == Severity::Critical;
+    let window = rollout.plan.window.as_ref().and_then(|window| on_device(window, urgent));
     let next = match mode {
         Mode::Shadow => Intent { candidate: Some(assigned), ..intent },
         Mode::Active => Intent {
@@ -196,6 +189,19 @@ async fn give(
         },
     };
     Ok(Some((key, expect, Intent { trial: Some(rollout.id.clone()), ..next })))
+}
+
+/// The plan's window as devices read it. The plan was checked, so there is one.
+fn on_device(window: &Window, urgent: bool) -> Option<MaintenanceWindow> {
+    let cron = window.cron.to_string().parse().ok()?;
+    let zone = window.zone.to_string().parse().ok()?;
+    let mut out = MaintenanceWindow::new(cron, window.length.as_secs(), zone).ok()?;
+    out.download = match window.download {
+        Download::Anytime => edgefleet_shared::maintenance::Download::Anytime,
+        Download::Inside => edgefleet_shared::maintenance::Download::Inside,
+    };
+    out.ignore_window = urgent;
+    Some(out)
 }
 
 fn assigned(rollout: &Rollout, attempt: &Attempt) -> Assigned {

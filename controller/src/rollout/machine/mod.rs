@@ -21,6 +21,8 @@ mod driver;
 mod orders;
 mod wake;
 
+pub(super) use deliver::HeldBack;
+
 use super::{
     approval::Scope,
     effect::{Effect, Note, Pending},
@@ -62,7 +64,7 @@ impl Rollout {
             Event::SupersededBy { rollout } => self.superseded(rollout.clone(), now),
             Event::Joined { devices } => self.joined(*devices),
             Event::MembersWritten { effect, digest, written, done } => {
-                self.members_written(*effect, digest, *written, done.as_ref(), now);
+                self.members_written(*effect, *digest, *written, done.as_ref(), now);
             }
             Event::HandedOut { effect, count, controls, cursor, exhausted } => {
                 self.handed_out(*effect, *count, *controls, *cursor, *exhausted, now);
