@@ -1,6 +1,7 @@
 //! The updater as a whole: real files, real signatures, real machine; the controller, the server and
 //! the probe are stand-ins at their traits. Time is virtual.
 
+mod beside;
 mod disk;
 mod kills;
 mod stories;
