@@ -73,7 +73,8 @@ impl Tokens {
         let passed = now.since(self.updated).as_secs_f64();
         self.updated = self.updated.max(now);
         let burst = (per_min / 60.0 * BURST_SECS).max(1.0);
-        self.credit = (self.credit + per_min / 60.0 * passed).min(burst);
+        // To a millionth: short enough to survive its way through JSON unchanged.
+        self.credit = ((self.credit + per_min / 60.0 * passed).min(burst) * 1e6).round() / 1e6;
     }
 }
 
