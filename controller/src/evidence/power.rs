@@ -1,6 +1,6 @@
 //! Power: what a stage of this size can find, by simulation, before it starts.
 //!
-//! The gates' own arithmetic on a virtual fleet: device rates spread (lognormal, sd 1), silent devices,
+//! The gates' own arithmetic on a virtual fleet: device rates spread (lognormal, sd 0.5), silent devices,
 //! spread of latency. Peeks every hour. Smaller than the whole-rollout simulator and meant for `rollout
 //! plan`: well under a second. Figures are rounded by their number of runs: 200 runs, so up to 7 points.
 
@@ -156,7 +156,7 @@ fn errors(stage: &StageForecast, settings: &GateSettings, size: f64, random: &mu
     let mut firsts: Vec<(f64, bool)> = Vec::new();
     for i in 0..n_c + n_b {
         let canary = i < n_c;
-        let rate = stage.bad_rate * (random.normal() - 0.5).exp() * if canary { size } else { 1.0 };
+        let rate = stage.bad_rate * (0.5 * random.normal() - 0.125).exp() * if canary { size } else { 1.0 };
         let at = random.exponential() / rate.max(1e-12);
         if at < stage.hours {
             firsts.push((at, canary));
@@ -202,8 +202,7 @@ fn latency(stage: &StageForecast, settings: &GateSettings, size: f64, random: &m
         before_ms: 10.0,
         after_ms: 10.0 * size * (stage.latency_spread * random.normal()).exp(),
     };
-    let (mut slower, mut votes) = (0, Latency::default());
-    let mut run = Run::default();
+    let (mut votes, mut run) = (Latency::default(), Run::default());
     for seen in 1..=stage.canaries {
         let controls: Vec<_> =
             (0..(stage.controls / stage.canaries.max(1)).clamp(1, 3)).map(|_| ratio(1.0)).collect();
@@ -212,7 +211,6 @@ fn latency(stage: &StageForecast, settings: &GateSettings, size: f64, random: &m
             Vote::NotSlower => votes.not_slower += 1,
             Vote::Tie => {}
         }
-        slower = slower.max(votes.slower);
         let threshold = settings.harm_threshold(Gate::Latency);
         let hours = stage.hours * f64::from(seen) / f64::from(stage.canaries);
         if Side::new(votes.ln_harm(), votes.slower).proves(threshold, settings.min_devices) {
