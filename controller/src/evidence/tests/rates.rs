@@ -148,7 +148,7 @@ fn errors_in_a_larger_stage() {
 #[test]
 fn all_gates_of_the_default_plan_together() {
     let settings = GateSettings::default();
-    let n = runs(300);
+    let n = runs(200);
     let failed = (0..n)
         .filter(|seed| {
             let mut fleet = Fleet::new(u64::from(*seed) + 11_000_000, CANARIES, CONTROLS, 0.01);
@@ -249,11 +249,11 @@ fn telemetry_at_the_end_of_a_stage() {
 }
 
 #[test]
-fn drift_over_a_day_of_answers() {
+fn drift_over_half_a_day_of_answers() {
     // Size 1.5, 2, 3, 5: that 5, 10, 20 and 40 % of all answers turn into one class.
     let candidate = |size: f64| Candidate { confusion: (size - 1.0) * 0.1, ..Candidate::SAME };
     let found = measure(Gate::Drift, (runs(400), runs(400) / 10), candidate, |fleet, candidate, settings| {
-        follow(Gate::Drift, settings, (0..24).map(|_| fleet.answers(candidate, 60)).collect::<Vec<_>>())
+        follow(Gate::Drift, settings, (0..12).map(|_| fleet.answers(candidate, 60)).collect::<Vec<_>>())
     });
     assert!(found[0].1 < 0.1 && found[3].1 > 0.9, "{found:?}");
 }

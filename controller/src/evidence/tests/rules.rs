@@ -298,6 +298,8 @@ fn every_mistake_in_the_settings_is_named_at_once() {
             "latency.harm_weight"
         ]
     );
+    let mute = GateSettings { planned: [Gate::Accuracy].into(), ..asking(&[Gate::Agreement]) };
+    assert_eq!(mute.validate().unwrap_err()[0].field, "gates");
     assert_eq!(mistakes[1].to_string(), "`min_devices` is 2; it must be between 3 and 1000");
 }
 
