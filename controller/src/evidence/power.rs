@@ -1,8 +1,9 @@
 //! Power: what a stage of this size can find, by simulation, before it starts.
 //!
 //! The gates' own arithmetic on a virtual fleet: device rates spread (lognormal, sd 0.5), silent devices,
-//! spread of latency. Looks 24 times a stage. Outages are left out, so
-//! the figures for errors are a little on the bright side. Smaller than the whole-rollout simulator and meant for `rollout
+//! spread of latency. Looks 24 times a stage. Outages, chronically bad devices
+//! and late reports are left out: of 5 times more errors in a week, 20 canaries beside 60 controls find 51 %
+//! here and 36 % in the tests' fuller fleet. Smaller than the whole-rollout simulator and meant for `rollout
 //! plan`: well under a second. Figures are rounded by their number of runs: 200 runs, so up to 7 points.
 
 use super::accuracy::Accuracy;

@@ -125,13 +125,30 @@ fn one_or_two_devices_never_decide() {
         let assessment = after(&settings, windows).assess(&settings, &ARMS);
         assert_eq!(assessment.verdict == Verdict::Pass, devices == 3, "{devices} agreeing");
     }
-    // One device against a fleet of many that agree: the value without it stays low.
-    let windows =
-        (0..2000).map(|w| if w % 20 == 0 { shadow(0, 300, 300) } else { shadow(1 + w % 19, 10, 0) });
+}
+
+#[test]
+fn one_device_against_the_fleet_does_not_decide() {
+    let settings = asking(&[Gate::Agreement]);
+    // Nineteen devices disagree as much as they may; one disagrees always.
+    let windows = (0..2000).map(|w| match w % 20 {
+        0 => shadow(0, 300, 300),
+        _ => shadow(1 + w % 19, 10, u64::from(w % 10 == 1)),
+    });
     let assessment = after(&settings, windows).assess(&settings, &ARMS);
     let report = gate(&assessment, Gate::Agreement);
-    assert!(report.e_harm > report.harm_threshold && report.verdict == Verdict::Inconclusive, "{report:?}");
-    assert_eq!(report.examples, [device(0)]);
+    assert!(report.e_harm > 1e6 && report.devices >= 3, "{report:?}");
+    assert_eq!(report.verdict, Verdict::Inconclusive, "{report:?}");
+    assert_eq!(report.examples[0], device(0));
+}
+
+#[test]
+fn a_first_bad_window_of_nobody_at_risk_moves_nothing() {
+    let settings = asking(&[Gate::Errors]);
+    let joins: Vec<_> = joined(Arm::Canary, 1, "a").chain(joined(Arm::Control, 5, "a")).collect();
+    let twice = (0..2).map(|hour| first_bad(0, Arm::Canary, "a", hour));
+    let once = after(&settings, joins.clone().into_iter().chain(twice.clone().take(1)));
+    assert_eq!(after(&settings, joins.into_iter().chain(twice)), once);
 }
 
 #[test]
