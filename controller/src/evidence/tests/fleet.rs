@@ -226,10 +226,12 @@ impl Fleet {
             let sum: f64 = d.mix.iter().sum();
             let mut classes: Vec<u64> = d.mix.iter().map(|w| random.binomial(per_device, w / sum)).collect();
             if d.arm == Arm::Canary {
-                for i in 1..CLASSES {
-                    let moved = random.binomial(classes[i], candidate.confusion);
-                    classes[i] -= moved;
-                    classes[0] += moved;
+                if let Some((first, rest)) = classes.split_first_mut() {
+                    for class in rest {
+                        let moved = random.binomial(*class, candidate.confusion);
+                        *class -= moved;
+                        *first += moved;
+                    }
                 }
             }
             let classes = classes.into_iter().enumerate().map(|(i, n)| (format!("c{i}"), n)).collect();
