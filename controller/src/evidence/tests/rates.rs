@@ -159,8 +159,8 @@ fn all_gates_of_the_default_plan_together() {
             };
             let joins = fleet.joins();
             let mut failed = tell(&mut evidence, joins);
-            for batch in fleet.errors(24, Candidate::SAME, true) {
-                let answers = fleet.answers(Candidate::SAME, 20);
+            for (hour, batch) in fleet.errors(24, Candidate::SAME, true).into_iter().enumerate() {
+                let answers = if hour % 4 == 0 { fleet.answers(Candidate::SAME, 60) } else { Vec::new() };
                 failed |= tell(&mut evidence, batch) || tell(&mut evidence, answers);
             }
             let votes = fleet.votes(Candidate::SAME, &settings);
@@ -249,11 +249,11 @@ fn telemetry_at_the_end_of_a_stage() {
 }
 
 #[test]
-fn drift_over_half_a_day_of_answers() {
+fn drift_over_a_quarter_day_of_answers() {
     // Size 1.5, 2, 3, 5: that 5, 10, 20 and 40 % of all answers turn into one class.
     let candidate = |size: f64| Candidate { confusion: (size - 1.0) * 0.1, ..Candidate::SAME };
     let found = measure(Gate::Drift, (runs(400), runs(400) / 10), candidate, |fleet, candidate, settings| {
-        follow(Gate::Drift, settings, (0..12).map(|_| fleet.answers(candidate, 60)).collect::<Vec<_>>())
+        follow(Gate::Drift, settings, (0..6).map(|_| fleet.answers(candidate, 60)).collect::<Vec<_>>())
     });
     assert!(found[0].1 < 0.1 && found[3].1 > 0.9, "{found:?}");
 }
