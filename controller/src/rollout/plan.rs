@@ -430,7 +430,7 @@ impl Plan {
 
     /// Whether somebody other than the author has to agree to the start.
     pub fn needs_approval(&self) -> bool {
-        self.approval || self.override_freeze.is_some() || self.rollout.allow_downgrade.is_some()
+        self.approval || self.override_freeze.is_some()
     }
 
     pub fn last_stage(&self) -> usize {
