@@ -1,158 +1,81 @@
-//! `edgefleet assign` and `edgefleet rollout`: give bundles to devices and see how it went.
+//! `edgefleet assign` and `edgefleet rollout`: give bundles to devices, watch how it goes, step in.
+//!
+//! | file | does |
+//! |---|---|
+//! | [`assign`], [`submit`], `orders` | what people want |
+//! | `preview`, `show`, `explain`, `verdicts` | documents into text, each a pure function |
+//! | `watch` | the live view: `frame` says what is to be seen, `screen` draws it |
+//! | `words` | numbers, bars and sentences as all of them write them |
 
-use super::{context::Context, device::pages, failure::Failure, table};
-use crate::{
-    api::rollouts::{NewRollout, StartedRollout},
-    assignments::{AttemptRecord, AttemptState, RolloutRecord, RolloutState},
-};
-use clap::{Args, Subcommand};
-use edgefleet_shared::{
-    ids::{BundleName, RolloutId, SlotName},
-    selector::Selector,
-};
-use std::time::Duration;
+pub mod assign;
+mod explain;
+mod orders;
+mod preview;
+mod show;
+pub mod submit;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+mod watch;
+mod words;
 
-pub(super) const ASSIGN_EXAMPLES: &str = "Examples:
-  edgefleet assign digits@1 --select site=lab
-  edgefleet assign digits@2 --select 'site=plant-7, arch=aarch64' --dry-run
-  edgefleet assign digits@2 --select '' --yes --reason 'new training set'     (everybody)";
+pub use assign::{ASSIGN_EXAMPLES, AssignArgs};
 
-#[derive(Debug, Args)]
-pub struct AssignArgs {
-    /// What to give, as MODEL@COUNTER
-    bundle: BundleName,
-    /// Devices that any of these selects; the empty text selects everybody
-    #[arg(long, value_name = "SELECTOR", required = true)]
-    select: Vec<Selector>,
-    /// The slot on the device [default: named like the model]
-    #[arg(long)]
-    slot: Option<SlotName>,
-    /// How long each device watches the bundle before it commits to it
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
-    probation: Duration,
-    /// Replace rollouts of the slot that still run on some of these devices
-    #[arg(long)]
-    supersede: bool,
-    /// Agree to the number of devices, needed above 10
-    #[arg(long)]
-    yes: bool,
-    /// Why, for the audit log
-    #[arg(long)]
-    reason: Option<String>,
-    /// Only say which devices it would reach
-    #[arg(long)]
-    dry_run: bool,
-}
-
-impl AssignArgs {
-    /// # Errors
-    /// [`Failure`].
-    pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let new = NewRollout {
-            bundle: self.bundle,
-            selectors: self.select,
-            slot: self.slot,
-            probation_secs: self.probation.as_secs(),
-            supersede: self.supersede,
-            confirmed: self.yes,
-            reason: self.reason,
-            dry_run: self.dry_run,
-        };
-        let started: StartedRollout = context.client()?.post("/api/v1/rollouts", &new).await?;
-        context.print(&started, |started| match started {
-            StartedRollout::Started { rollout } => format!(
-                "rollout {}: {} for {} device(s); watch it with `edgefleet rollout show {}`",
-                rollout.id, rollout.bundle, rollout.counts.total, rollout.id
-            ),
-            StartedRollout::DryRun { devices } => {
-                let ids: Vec<_> = devices.iter().map(ToString::to_string).collect();
-                format!("would reach {} device(s):\n{}", ids.len(), ids.join("\n"))
-            }
-        })
-    }
-}
+use super::{context::Context, failure::Failure};
+use clap::Subcommand;
+use edgefleet_shared::ids::RolloutId;
 
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
+    Plan(submit::PlanArgs),
+    Start(submit::StartArgs),
     /// List all rollouts, oldest first
     List,
-    /// Show one rollout and how each device fared
-    Show { rollout: RolloutId },
+    Show(show::ShowArgs),
+    Watch(watch::WatchArgs),
+    Explain(explain::ExplainArgs),
+    /// Hand nothing more out; what devices are doing already goes on
+    Pause(orders::Reasoned),
+    /// Go on; after a verdict: in spite of it
+    Resume(orders::Reasoned),
+    /// Agree to what the rollout waits for
+    Approve(orders::Reasoned),
+    /// Refuse what the rollout waits for
+    Deny(orders::Reasoned),
+    Abort(orders::AbortArgs),
+    /// Take the bundle back from every device that has it
+    Revert(orders::Reasoned),
+    /// Count the open stage as passed; impossible while a hard gate is open
+    Skip(orders::Reasoned),
+    Extend(orders::ExtendArgs),
+    Verdicts(verdicts::VerdictArgs),
 }
 
 impl RolloutCommand {
     /// # Errors
     /// [`Failure`].
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let client = context.client()?;
         match self {
-            Self::List => {
-                let all: Vec<RolloutRecord> = pages(&client, "/api/v1/rollouts", "").await?;
-                context.print(&all, |all| table::of(&HEADER, all.iter().map(row)))
-            }
-            Self::Show { rollout } => {
-                let record: RolloutRecord = client.get(&format!("/api/v1/rollouts/{rollout}")).await?;
-                let path = format!("/api/v1/rollouts/{rollout}/attempts");
-                let attempts: Vec<AttemptRecord> = pages(&client, &path, "").await?;
-                let shown = Shown { rollout: record, attempts };
-                context.print(&shown, show)
-            }
+            Self::Plan(args) => args.run(context).await,
+            Self::Start(args) => args.run(context).await,
+            Self::List => show::list(context).await,
+            Self::Show(args) => args.run(context).await,
+            Self::Watch(args) => args.run(context).await,
+            Self::Explain(args) => args.run(context).await,
+            Self::Pause(args) => args.pause(context).await,
+            Self::Resume(args) => args.resume(context).await,
+            Self::Approve(args) => args.answer(context, true).await,
+            Self::Deny(args) => args.answer(context, false).await,
+            Self::Abort(args) => args.run(context).await,
+            Self::Revert(args) => args.revert(context).await,
+            Self::Skip(args) => args.skip(context).await,
+            Self::Extend(args) => args.run(context).await,
+            Self::Verdicts(args) => args.run(context).await,
         }
     }
 }
 
-#[derive(serde::Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    rollout: RolloutRecord,
-    attempts: Vec<AttemptRecord>,
-}
-
-const HEADER: [&str; 6] = ["ROLLOUT", "BUNDLE", "STATE", "COMMITTED", "FAILED", "STARTED"];
-
-fn row(rollout: &RolloutRecord) -> Vec<String> {
-    let state = match &rollout.state {
-        RolloutState::Assigning { .. } => "assigning".to_owned(),
-        RolloutState::Running => "running".to_owned(),
-        RolloutState::Completed => "completed".to_owned(),
-        RolloutState::Superseded { by } => format!("superseded by {by}"),
-    };
-    vec![
-        rollout.id.to_string(),
-        rollout.bundle.to_string(),
-        state,
-        format!("{} of {}", rollout.counts.committed, rollout.counts.total),
-        rollout.counts.failed.values().sum::<u64>().to_string(),
-        rollout.created.to_string(),
-    ]
-}
-
-fn show(shown: &Shown) -> String {
-    let selectors: Vec<_> = shown.rollout.selectors.iter().map(|s| format!("`{s}`")).collect();
-    let attempts = shown.attempts.iter().map(|attempt| {
-        let (state, why) = match &attempt.state {
-            AttemptState::Assigned => ("assigned".to_owned(), String::new()),
-            AttemptState::Committed => ("committed".to_owned(), String::new()),
-            AttemptState::Superseded => ("superseded".to_owned(), String::new()),
-            AttemptState::Removed => ("removed".to_owned(), String::new()),
-            AttemptState::Failed { code, .. } => {
-                let message = attempt.refusal.as_ref().map_or(String::new(), |r| r.message.clone());
-                (code.to_string(), message)
-            }
-        };
-        vec![
-            attempt.device.to_string(),
-            state,
-            format!("{:.1} s", attempt.took_ms as f64 / 1e3),
-            attempt.fetched_bytes.to_string(),
-            why,
-        ]
-    });
-    format!(
-        "{}\nby         {}\nselects    {}\n\n{}",
-        table::of(&HEADER, std::iter::once(row(&shown.rollout))),
-        shown.rollout.by,
-        selectors.join(" or "),
-        table::of(&["DEVICE", "ATTEMPT", "TOOK", "BYTES", "WHY"], attempts)
-    )
+/// Where one rollout is.
+fn path(rollout: &RolloutId) -> String {
+    format!("/api/v1/rollouts/{rollout}")
 }
