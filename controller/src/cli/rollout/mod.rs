@@ -1,123 +1,81 @@
-//! `edgefleet assign` and `edgefleet rollout`: give bundles to devices and see how it went.
+//! `edgefleet assign` and `edgefleet rollout`: give bundles to devices, watch how it goes, step in.
+//!
+//! | file | does |
+//! |---|---|
+//! | [`assign`], [`submit`], `orders` | what people want |
+//! | `preview`, `show`, `explain`, `verdicts` | documents into text, each a pure function |
+//! | `watch` | the live view: `frame` says what is to be seen, `screen` draws it |
+//! | `words` | numbers, bars and sentences as all of them write them |
 
-use super::{context::Context, device::pages, failure::Failure, table};
-use crate::{
-    api::rollout_views::{NewRollout, RolloutSummary, StartedRollout},
-    rollout::{Attempt, Plan, Rollout, Span, plan::{Limits, OnOverlap}},
-};
-use clap::{Args, Subcommand};
-use edgefleet_shared::{
-    ids::{BundleName, RolloutId, SlotName},
-    selector::Selector,
-};
-use std::time::Duration;
+pub mod assign;
+mod explain;
+mod orders;
+mod preview;
+mod show;
+pub mod submit;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+mod watch;
+mod words;
 
-pub(super) const ASSIGN_EXAMPLES: &str = "Examples:
-  edgefleet assign digits@1 --select site=lab
-  edgefleet assign digits@2 --select 'site=plant-7, arch=aarch64' --dry-run
-  edgefleet assign digits@2 --select '' --yes --reason 'new training set'     (everybody)";
+pub use assign::{ASSIGN_EXAMPLES, AssignArgs};
 
-#[derive(Debug, Args)]
-pub struct AssignArgs {
-    /// What to give, as MODEL@COUNTER
-    bundle: BundleName,
-    /// Devices that any of these selects; the empty text selects everybody
-    #[arg(long, value_name = "SELECTOR", required = true)]
-    select: Vec<Selector>,
-    /// The slot on the device [default: named like the model]
-    #[arg(long)]
-    slot: Option<SlotName>,
-    /// How long each device watches the bundle before it commits to it
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
-    probation: Duration,
-    /// Replace rollouts of the slot that still run on some of these devices
-    #[arg(long)]
-    supersede: bool,
-    /// How fast devices get their turn: the defaults of a plan, or as fast as the controller can
-    #[arg(long, value_enum, default_value_t)]
-    limits: LimitsArg,
-    /// Agree to the number of devices, needed above 10
-    #[arg(long)]
-    yes: bool,
-    /// Why, for the audit log
-    #[arg(long)]
-    reason: Option<String>,
-    /// Only say which devices it would reach
-    #[arg(long)]
-    dry_run: bool,
-}
-
-impl AssignArgs {
-    /// # Errors
-    /// [`Failure`].
-    pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let slot = self.slot.unwrap_or_else(|| (&self.bundle.model).into());
-        let mut plan = Plan::single_stage(slot, self.bundle, self.select);
-        plan.probation = Span::secs(self.probation.as_secs());
-        // A person named this very release; an older one is meant.
-        plan.rollout.allow_downgrade = Some("assigned by hand".to_owned());
-        if self.supersede {
-            plan.rollout.on_overlap = OnOverlap::Supersede;
-        }
-        if self.limits == LimitsArg::None {
-            plan.limits = Limits::none();
-        }
-        let (confirmed, reason, dry_run) = (self.yes, self.reason, self.dry_run);
-        let new = NewRollout { plan, reason, confirmed, dry_run, start: true };
-        let started: StartedRollout = context.client()?.post("/api/v1/rollouts", &new).await?;
-        context.print(&started, |started| match started {
-            StartedRollout::Started { rollout } => format!(
-                "rollout {}: {}; watch it with `edgefleet rollout show {}`",
-                rollout.id, rollout.release.bundle, rollout.id
-            ),
-            StartedRollout::DryRun { preview } => format!("would reach {} device(s)", preview.devices),
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum LimitsArg {
-    /// 50 a minute, growing with success, and 2 % (10 at least) under way at a time
-    #[default]
-    Default,
-    None,
-}
+use super::{context::Context, failure::Failure};
+use clap::Subcommand;
+use edgefleet_shared::ids::RolloutId;
 
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
+    Plan(submit::PlanArgs),
+    Start(submit::StartArgs),
     /// List all rollouts, oldest first
     List,
-    /// Show one rollout and how each device fared
-    Show { rollout: RolloutId },
+    Show(show::ShowArgs),
+    Watch(watch::WatchArgs),
+    Explain(explain::ExplainArgs),
+    /// Hand nothing more out; what devices are doing already goes on
+    Pause(orders::Reasoned),
+    /// Go on; after a verdict: in spite of it
+    Resume(orders::Reasoned),
+    /// Agree to what the rollout waits for
+    Approve(orders::Reasoned),
+    /// Refuse what the rollout waits for
+    Deny(orders::Reasoned),
+    Abort(orders::AbortArgs),
+    /// Take the bundle back from every device that has it
+    Revert(orders::Reasoned),
+    /// Count the open stage as passed; impossible while a hard gate is open
+    Skip(orders::Reasoned),
+    Extend(orders::ExtendArgs),
+    Verdicts(verdicts::VerdictArgs),
 }
 
 impl RolloutCommand {
     /// # Errors
     /// [`Failure`].
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let client = context.client()?;
         match self {
-            Self::List => {
-                let all: Vec<RolloutSummary> = pages(&client, "/api/v1/rollouts", "").await?;
-                context.print(&all, |all| {
-                    let row = |one: &RolloutSummary| vec![one.id.to_string(), one.bundle.to_string(), one.state.clone()];
-                    table::of(&["ROLLOUT", "BUNDLE", "STATE"], all.iter().map(row))
-                })
-            }
-            Self::Show { rollout } => {
-                let record: Rollout = client.get(&format!("/api/v1/rollouts/{rollout}")).await?;
-                let path = format!("/api/v1/rollouts/{rollout}/attempts");
-                let attempts: Vec<Attempt> = pages(&client, &path, "").await?;
-                let shown = Shown { rollout: record, attempts };
-                context.print(&shown, |shown| format!("{} {}", shown.rollout.id, shown.rollout.state.name()))
-            }
+            Self::Plan(args) => args.run(context).await,
+            Self::Start(args) => args.run(context).await,
+            Self::List => show::list(context).await,
+            Self::Show(args) => args.run(context).await,
+            Self::Watch(args) => args.run(context).await,
+            Self::Explain(args) => args.run(context).await,
+            Self::Pause(args) => args.pause(context).await,
+            Self::Resume(args) => args.resume(context).await,
+            Self::Approve(args) => args.answer(context, true).await,
+            Self::Deny(args) => args.answer(context, false).await,
+            Self::Abort(args) => args.run(context).await,
+            Self::Revert(args) => args.revert(context).await,
+            Self::Skip(args) => args.skip(context).await,
+            Self::Extend(args) => args.run(context).await,
+            Self::Verdicts(args) => args.run(context).await,
         }
     }
 }
 
-#[derive(serde::Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    rollout: Rollout,
-    attempts: Vec<Attempt>,
+/// Where one rollout is.
+fn path(rollout: &RolloutId) -> String {
+    format!("/api/v1/rollouts/{rollout}")
 }
