@@ -4,7 +4,10 @@ use super::submit;
 use crate::{
     api::rollout_views::NewRollout,
     cli::{context::Context, failure::Failure},
-    rollout::{Plan, Span, plan::OnOverlap},
+    rollout::{
+        Plan, Span,
+        plan::{Limits, OnOverlap},
+    },
 };
 use clap::Args;
 use edgefleet_shared::{
@@ -34,6 +37,9 @@ pub struct AssignArgs {
     /// Replace rollouts of the slot that still run on some of these devices
     #[arg(long)]
     supersede: bool,
+    /// How fast devices get their turn
+    #[arg(long, value_enum, default_value_t)]
+    limits: LimitsArg,
     /// Agree to the number of devices, needed above 10
     #[arg(long)]
     yes: bool,
@@ -43,6 +49,15 @@ pub struct AssignArgs {
     /// Only say what it would do
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LimitsArg {
+    /// 50 a minute, more with success; 2 % of them (10 at least) under way at a time
+    #[default]
+    Default,
+    /// As fast as the controller can
+    None,
 }
 
 impl AssignArgs {
@@ -56,6 +71,12 @@ impl AssignArgs {
         let slot = self.slot.unwrap_or_else(|| (&self.bundle.model).into());
         let mut plan = Plan::single_stage(slot, self.bundle, self.select);
         plan.probation = Span::secs(self.probation.as_secs());
+        // Whoever names an older release by hand means it; the reason stands in the audit log.
+        plan.rollout.allow_downgrade =
+            Some(self.reason.clone().unwrap_or_else(|| "assigned by hand".to_owned()));
+        if self.limits == LimitsArg::None {
+            plan.limits = Limits::none();
+        }
         if self.supersede {
             plan.rollout.on_overlap = OnOverlap::Supersede;
         }
