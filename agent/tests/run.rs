@@ -577,7 +577,8 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
 
     // Killed: the same two run again, from disk, without a word from the controller.
     running.signal("KILL");
-    drop(running);
+    let mut child = running.child;
+    timeout(DEADLINE, child.wait()).await.expect("it does not die").unwrap();
     let running = Running::start(&data).await;
     let status = timeout(DEADLINE, async {
         loop {
