@@ -579,6 +579,7 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     running.signal("KILL");
     let mut child = running.child;
     timeout(DEADLINE, child.wait()).await.expect("it does not die").unwrap();
+    observer.wait_for(|m| presence(&m.payload, false)).await;
     let running = Running::start(&data).await;
     let status = timeout(DEADLINE, async {
         loop {
@@ -592,6 +593,8 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     .await
     .expect("the candidate does not run again");
     assert_eq!(status["slots"]["digits"]["bundle"], "digits@7");
+
+    observer.wait_for(|m| presence(&m.payload, true)).await;
 
     // Promoted, but its window is closed for twelve hours; an urgent order passes it.
     let hour = (now().as_secs() / 3_600 + 12) % 24;
