@@ -577,7 +577,9 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
 
     // Killed: the same two run again, from disk, without a word from the controller.
     running.signal("KILL");
-    drop(running);
+    let mut child = running.child;
+    timeout(DEADLINE, child.wait()).await.expect("it does not die").unwrap();
+    observer.wait_for(|m| presence(&m.payload, false)).await;
     let running = Running::start(&data).await;
     let status = timeout(DEADLINE, async {
         loop {
@@ -591,6 +593,8 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     .await
     .expect("the candidate does not run again");
     assert_eq!(status["slots"]["digits"]["bundle"], "digits@7");
+
+    observer.wait_for(|m| presence(&m.payload, true)).await;
 
     // Promoted, but its window is closed for twelve hours; an urgent order passes it.
     let hour = (now().as_secs() / 3_600 + 12) % 24;

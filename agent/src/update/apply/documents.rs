@@ -83,7 +83,7 @@ impl Updater {
         }
         for (name, slot) in slots {
             self.world.host.thresholds(&name, slot.thresholds.clone());
-            self.dispatch(name, Event::Desired { generation, slot }).await;
+            self.dispatch(name, Event::Desired { generation, slot: Box::new(slot) }).await;
         }
     }
 

@@ -345,12 +345,23 @@ impl Updater {
                 self.dispatch(slot, Event::HealthBad { code, reason }).await;
             }
         }
-        self.look_at_shadows(now).await;
-        // Every second, so that no jump of the clock matters for longer.
+        if self.stalled.is_empty() {
+            // Otherwise one look a second would wait behind the full disk.
+            self.look_at_shadows(now).await;
+            self.look_at_windows().await;
+        }
+        self.tell_terminals(now).await;
+    }
+
+    /// Every second, so that no jump of the clock matters for longer.
+    async fn look_at_windows(&mut self) {
         let windowed = self.doc.slots.iter().filter(|(_, slot)| slot.minds_window());
         for slot in windowed.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.dispatch(slot, Event::WindowLooked).await;
         }
+    }
+
+    async fn tell_terminals(&mut self, now: Instant) {
         if now >= self.terminals_at {
             self.terminals_at = now + TERMINAL_PAUSE;
             let waiting: Vec<_> = self
@@ -421,7 +432,7 @@ impl Updater {
         let steady_ms = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
         let wall = (self.config.clock)();
         let wanted = match event {
-            Event::Desired { slot, .. } => Some(slot),
+            Event::Desired { slot, .. } => Some(&**slot),
             _ => slot.wanted.as_ref(),
         };
         let window = wanted.and_then(|wanted| wanted.window.as_ref());

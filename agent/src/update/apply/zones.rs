@@ -42,6 +42,27 @@ fn read(zone: &Zone) -> Option<TimeZone> {
 mod tests {
     use super::*;
 
+    /// By the system's database, where it has one: most images do, those from scratch do not.
+    #[test]
+    fn the_systems_rules_are_the_ones_that_hold() {
+        use edgefleet_shared::{maintenance::MaintenanceWindow, time::Timestamp};
+        if !std::path::Path::new("/usr/share/zoneinfo/Europe/Berlin").exists() {
+            return;
+        }
+        for (zone, at, opens) in [
+            ("Europe/Berlin", "2026-03-28T12:00:00Z", "2026-03-29T01:00:00Z"),
+            ("Europe/Berlin", "2026-10-24T12:00:00Z", "2026-10-25T00:30:00Z"),
+            ("America/New_York", "2026-03-08T00:00:00Z", "2026-03-08T07:00:00Z"),
+            ("America/New_York", "2026-11-01T05:00:00Z", "2026-11-01T07:30:00Z"),
+        ] {
+            let zone: Zone = zone.parse().unwrap();
+            let window = MaintenanceWindow::new("30 2 * * *".parse().unwrap(), 3_600, zone.clone()).unwrap();
+            let rules = read(&zone).unwrap();
+            let next = window.next_open(at.parse::<Timestamp>().unwrap(), &rules).unwrap();
+            assert_eq!(next.to_string(), opens.replace('Z', ".000Z"), "{zone}");
+        }
+    }
+
     #[tokio::test]
     async fn zones_come_from_the_device_and_unknown_ones_are_none() {
         let mut zones = Zones::default();

@@ -59,7 +59,7 @@ pub enum Event {
     /// The controller wants this of the slot, in an accepted desired state.
     Desired {
         generation: u64,
-        slot: SlotDesired,
+        slot: Box<SlotDesired>,
     },
     /// The accepted desired state no longer has the slot.
     Removed {
@@ -242,7 +242,7 @@ impl Run<'_> {
         match event {
             Event::Started => self.started(),
             Event::Stopping => self.stopping(),
-            Event::Desired { generation, slot } => self.desired(generation, slot),
+            Event::Desired { generation, slot } => self.desired(generation, *slot),
             Event::Removed { generation } => self.removed(generation),
             Event::Acked { attempt, phase } => self.acked(&attempt, phase),
             Event::HealthBad { code, reason } => {

@@ -149,7 +149,9 @@ impl SlotState {
     /// Whether looking at the window could change something.
     pub fn minds_window(&self) -> bool {
         let windowed = self.wanted.as_ref().is_some_and(|wanted| wanted.window.is_some());
-        let fetches = |candidate: &Candidate| candidate.target.step != Step::Switching;
+        let fetches = |candidate: &Candidate| {
+            candidate.target.step != Step::Switching && !matches!(candidate.standing, Standing::Failed(_))
+        };
         windowed && (matches!(self.work, Work::Busy(_)) || self.candidate.as_ref().is_some_and(fetches))
     }
 

@@ -75,7 +75,7 @@ impl Slot {
     }
     pub(super) fn desire(&mut self, counter: u64, attempt: u32) -> &mut Self {
         let generation = self.state.generation + 1;
-        self.on(Event::Desired { generation, slot: wants(counter, attempt) })
+        self.on(Event::Desired { generation, slot: Box::new(wants(counter, attempt)) })
     }
     pub(super) fn fetched(&mut self, counter: u64) -> &mut Self {
         self.on(Event::ReleaseChecked { ticket: self.ticket(), release: release(counter) });
@@ -337,7 +337,7 @@ fn a_removed_slot_serves_nothing_and_comes_back_when_wanted() {
     slot.on(Event::Removed { generation: 9 });
     assert!(slot.effects.contains(&Effect::Deactivate));
     assert_eq!((slot.active(), slot.state.phase()), (None, Phase::Idle));
-    slot.on(Event::Desired { generation: 8, slot: wants(1, 1) });
+    slot.on(Event::Desired { generation: 8, slot: Box::new(wants(1, 1)) });
     assert_eq!(slot.state.phase(), Phase::Idle, "an older generation is nothing");
     slot.desire(1, 2);
     assert_eq!(slot.state.phase(), Phase::Fetching);
@@ -399,7 +399,7 @@ fn event_for(state: &SlotState, any: &Any) -> Event {
         Any::Desire { ahead, counter, attempt, candidate } => {
             let candidate = candidate.then(|| assigned(5 - counter, 9));
             let slot = SlotDesired { candidate, ..wants(*counter, *attempt) };
-            Event::Desired { generation: (state.generation + ahead).saturating_sub(1), slot }
+            Event::Desired { generation: (state.generation + ahead).saturating_sub(1), slot: Box::new(slot) }
         }
         Any::Removed => Event::Removed { generation: state.generation + 1 },
         Any::Answer { late, lane, kind, counter } => {

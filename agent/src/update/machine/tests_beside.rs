@@ -19,7 +19,7 @@ impl Slot {
     fn desire_beside(&mut self, active: u64, candidate: u64, attempt: u32) -> &mut Self {
         let generation = self.state.generation + 1;
         let both = SlotDesired { candidate: Some(assigned(candidate, attempt)), ..wants(active, 1) };
-        self.on(Event::Desired { generation, slot: both })
+        self.on(Event::Desired { generation, slot: Box::new(both) })
     }
     fn tested_beside(&mut self, counter: u64) -> &mut Self {
         self.on(Event::ReleaseChecked { ticket: self.lane(), release: release(counter) });
@@ -74,7 +74,7 @@ fn a_candidate_goes_its_way_beside_the_active_bundle_until_it_shadows() {
         ..slot.state.wanted.clone().unwrap()
     };
     let generation = slot.state.generation + 1;
-    slot.on(Event::Desired { generation, slot: both });
+    slot.on(Event::Desired { generation, slot: Box::new(both) });
     assert!(slot.has(|e| matches!(e, Effect::Shadow { settings, .. } if settings.share == 0.5)));
     slot.runs();
     assert_eq!((slot.candidate(), slot.terminals().len()), (Shadowing, 2));
@@ -257,7 +257,10 @@ fn an_urgent_desired_state_passes_a_closed_window_at_once() {
     urgent.ignore_window = true;
     slot.gate = Gate::of(Some(&urgent), Some(&TimeZone::UTC), Timestamp::EPOCH);
     let generation = slot.state.generation + 1;
-    slot.on(Event::Desired { generation, slot: SlotDesired { window: Some(urgent), ..wants(2, 2) } });
+    slot.on(Event::Desired {
+        generation,
+        slot: Box::new(SlotDesired { window: Some(urgent), ..wants(2, 2) }),
+    });
     assert!(slot.has(|e| matches!(e, Effect::Switch { .. })));
     // A closed one that came to a slot whose swap has begun does not interrupt it.
     slot.gate = closed(Download::Inside);
