@@ -1,6 +1,6 @@
 //! What people see, as golden files, from documents made by hand; and the signatures of verdicts.
 
-mod samples;
+pub(super) mod samples;
 
 use super::{
     explain, orders, preview, show,

@@ -20,14 +20,14 @@ use std::{io, sync::Arc, time::Duration};
 
 pub(super) const NOW: Timestamp = Timestamp::EPOCH;
 
-pub(super) struct Sample {
+pub(in crate::cli::rollout) struct Sample {
     pub name: &'static str,
     pub rollout: Rollout,
     pub attempts: Option<Vec<Attempt>>,
     pub explanation: Explanation,
 }
 
-pub(super) fn all() -> Vec<Sample> {
+pub(in crate::cli::rollout) fn all() -> Vec<Sample> {
     vec![running(), failed(), powerless(), completed()]
 }
 
@@ -114,10 +114,10 @@ fn gate(gate: Gate, verdict: Verdict, harm: (f64, f64), safe: (f64, f64), senten
         verdict,
         alarm: None,
         e_harm: harm.0,
-        e_harm_without_one: harm.0 / 2.0,
+        e_harm_without_one: harm.0 * 0.8,
         harm_threshold: harm.1,
         e_safe: safe.0,
-        e_safe_without_one: safe.0 / 2.0,
+        e_safe_without_one: safe.0 * 0.8,
         safe_threshold: safe.1,
         effect: None,
         observations: 312.0,
@@ -136,7 +136,7 @@ fn finish(
 ) -> Sample {
     rollout.waiting = waiting.clone();
     let sizes = rollout.stages.iter().zip(&rollout.plan.stages).map(|(progress, stage)| StageSize {
-        devices: if stage.mode == Mode::Active { progress.counts.members() } else { 0 },
+        devices: if stage.mode == crate::rollout::Mode::Active { progress.counts.members() } else { 0 },
         controls: 0,
     });
     rollout.membership.stages = sizes.collect();
@@ -160,9 +160,6 @@ fn running() -> Sample {
     ]);
     rollout.stages[1].failures.add(FailureKind::Download, 1);
     rollout.stages[1].codes = [("corrupt".to_owned(), 1)].into();
-    rollout.membership.stages = [20, 50, 190, 1_000, 2_760]
-        .map(|devices| crate::rollout::StageSize { devices, controls: 0 })
-        .to_vec();
     let mut errors = gate(
         Gate::Errors,
         Verdict::Inconclusive,

@@ -100,22 +100,30 @@ const OPEN: &str = "  {prefix:<10!} {bar:24.cyan} {wide_msg}";
 const DIM: &str = "  {prefix:<10!} {bar:24.dim} {wide_msg}";
 
 fn rows(frame: &Frame) -> Vec<Row> {
-    let mut rows = vec![
-        Row::Words(format!("{} of {} is {}", frame.rollout, frame.bundle, frame.saying)),
-        Row::Words(String::new()),
-    ];
+    let mut rows = said("", &format!("{} of {} is {}", frame.rollout, frame.bundle, frame.saying));
+    rows.push(Row::Words(String::new()));
     rows.extend(frame.stages.iter().map(stage));
     if !frame.gates.is_empty() {
         rows.push(Row::Words(String::new()));
         rows.extend(frame.gates.iter().map(gate));
     }
     rows.push(Row::Words(String::new()));
-    rows.extend(frame.waiting.iter().take(SENTENCES).map(|text| Row::Words(format!("  waits    {text}"))));
-    if let Some(more) = frame.waiting.len().checked_sub(SENTENCES).filter(|more| *more > 0) {
-        rows.push(Row::Words(format!("           and for {more} more")));
+    for text in frame.waiting.iter().take(SENTENCES) {
+        rows.extend(said("  waits      ", text));
     }
-    rows.extend(frame.verdict.iter().map(|text| Row::Words(format!("  decided  {text}"))));
+    if frame.waiting.len() > SENTENCES {
+        rows.push(Row::Words(format!("             and for {} more", frame.waiting.len() - SENTENCES)));
+    }
+    for text in &frame.verdict {
+        rows.extend(said("  decided    ", text));
+    }
     rows
+}
+
+/// `text` behind `word`, in as many rows as it takes.
+fn said(word: &str, text: &str) -> Vec<Row> {
+    let folded = format!("{word}{}", words::fold(text, word.len(), words::WIDTH));
+    folded.lines().map(|line| Row::Words(line.to_owned())).collect()
 }
 
 fn stage(stage: &StageFrame) -> Row {
