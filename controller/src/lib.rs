@@ -1,7 +1,6 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
 pub mod api;
-pub mod assignments;
 pub mod backup;
 pub mod blobs;
 pub mod broker;

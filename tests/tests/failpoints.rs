@@ -89,7 +89,7 @@ impl Unit {
         match rollout {
             Some(rollout) if next == BAD => {
                 let end = stage.attempt_ended(&rollout, &self.device).await?;
-                ensure!(end["attempt"] == "failed" && end["code"] == "golden-mismatch", "{end}");
+                ensure!(end["state"] == "failed" && end["refusal"]["code"] == "golden-mismatch", "{end}");
             }
             Some(rollout) => {
                 stage.committed(&rollout, &self.device).await?;

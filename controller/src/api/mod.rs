@@ -12,6 +12,7 @@ mod device_routes;
 mod devices;
 pub mod extract;
 mod findings;
+pub mod freezes;
 pub mod https;
 mod invites;
 pub mod metrics;

@@ -12,8 +12,8 @@ use crate::{
 use edgefleet_shared::{
     ids::{BundleName, RolloutId, SlotName},
     time::Timestamp,
-    trust::KeyId,
 };
+pub use crate::rollouts::SignedVerdict;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -179,18 +179,6 @@ impl StageView {
     }
 }
 
-/// A decision with its signature.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct SignedVerdict {
-    #[schema(value_type = Object)]
-    pub record: VerdictRecord,
-    /// Base64 of the DSSE envelope (JSON) whose payload is the record.
-    pub envelope: String,
-    /// The controller's key that signed it.
-    #[schema(value_type = String)]
-    pub key: KeyId,
-}
-
 /// What a person wants of a rollout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "order", rename_all = "kebab-case", deny_unknown_fields)]
@@ -222,6 +210,18 @@ pub enum OrderRequest {
 }
 
 impl OrderRequest {
+    /// The verb in the audit log.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Start => "rollout.start",
+            Self::Pause { .. } => "rollout.pause",
+            Self::Resume { .. } => "rollout.resume",
+            Self::Abort { .. } => "rollout.abort",
+            Self::Skip { .. } => "rollout.skip",
+            Self::Extend { .. } => "rollout.extend",
+        }
+    }
+
     /// The order as the machine takes it, given by `by`.
     pub fn event(self, by: impl Into<String>) -> Event {
         let by = by.into();

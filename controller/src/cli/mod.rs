@@ -9,6 +9,7 @@ pub mod demo;
 pub mod device;
 pub mod failure;
 pub mod finding;
+pub mod freeze;
 pub mod keys;
 pub mod model;
 pub mod people;
@@ -57,6 +58,10 @@ enum Command {
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
+    /// Times in which nothing is handed out
+    Freeze(Remote<freeze::FreezeCommand>),
+    /// One switch for all hand-outs of all rollouts
+    Line(Remote<freeze::LineCommand>),
     /// What a person has to look at
     Finding(Remote<finding::FindingCommand>),
     /// API tokens
@@ -117,6 +122,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
         Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Freeze(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Line(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

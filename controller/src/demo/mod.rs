@@ -5,13 +5,16 @@
 //! the agents' own counters, and every promise is a check that can fail.
 
 mod attack;
+mod chapters;
 mod console;
 pub mod load;
 pub mod processes;
 pub mod report;
 pub mod stage;
 mod story;
+mod tale;
 
+pub use chapters::{Chapter, UnknownChapter};
 pub use console::Console;
 pub use load::{AgentLoad, Holdout, Load};
 pub use processes::Process;

@@ -36,6 +36,8 @@ pub struct Attempt {
     pub match_of: Option<u32>,
     #[serde(flatten)]
     pub state: AttemptState,
+    /// When it came into this state.
+    pub since: Timestamp,
     /// Which turn the state is about: its shadow stage's or its own stage's.
     pub mode: Mode,
     /// Where its shadow stage counts it, if it has one.
@@ -276,6 +278,7 @@ impl Attempt {
             rank: member.rank,
             match_of: member.match_of,
             state: if held { AttemptState::Held } else { AttemptState::Planned },
+            since: now,
             mode: if member.shadow.is_some() { Mode::Shadow } else { Mode::Active },
             shadow_bucket: member.shadow.map(|_| Bucket::Planned),
             bucket: if held { Bucket::Held } else { Bucket::Planned },

@@ -17,6 +17,9 @@ pub struct Tokens {
     pub updated: Timestamp,
     /// Devices that made it, over all stages: the rate grows with them.
     pub successes: u64,
+    /// Redundancy groups held everybody back; tried again then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_until: Option<Timestamp>,
     /// Start of the day whose bytes are counted.
     pub day: Timestamp,
     pub bytes: u64,
@@ -53,7 +56,7 @@ pub struct Picked {
 impl Tokens {
     pub fn new(plan: &Plan, now: Timestamp) -> Self {
         let _ = plan;
-        Self { credit: 1.0, updated: now, successes: 0, day: now, bytes: 0 }
+        Self { credit: 1.0, updated: now, successes: 0, blocked_until: None, day: now, bytes: 0 }
     }
 
     /// Turns per minute now: multiplied by `growth` after each `per` successes.
@@ -70,7 +73,8 @@ impl Tokens {
         let passed = now.since(self.updated).as_secs_f64();
         self.updated = self.updated.max(now);
         let burst = (per_min / 60.0 * BURST_SECS).max(1.0);
-        self.credit = (self.credit + per_min / 60.0 * passed).min(burst);
+        // To a millionth: short enough to survive its way through JSON unchanged.
+        self.credit = ((self.credit + per_min / 60.0 * passed).min(burst) * 1e6).round() / 1e6;
     }
 }
 

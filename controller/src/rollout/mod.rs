@@ -7,7 +7,7 @@
 //! | [`rollout`], [`stage`], [`approval`] | the document of a rollout |
 //! | [`machine`] | [`Rollout::apply`]: event in, effects out |
 //! | [`handout`] | how fast, and which devices next |
-//! | [`attempt`], [`hear`], [`compare`] | one device: what it says, what that moves |
+//! | [`attempt`], [`hear`], [`turn`], [`compare`] | one device: what it says, what that moves |
 //! | [`waiting`], [`explain`], [`verdict`] | why nothing happens, and why something did |
 //! | [`checker`] | the invariants once more, written apart from the machine |
 //!
@@ -37,6 +37,9 @@ pub mod rollout;
 pub mod seen;
 pub mod span;
 pub mod stage;
+#[cfg(test)]
+mod tests;
+pub mod turn;
 pub mod verdict;
 pub mod waiting;
 pub mod window;

@@ -428,6 +428,11 @@ impl Plan {
         span.scaled(self.time_scale)
     }
 
+    /// Whether somebody other than the author has to agree to the start.
+    pub fn needs_approval(&self) -> bool {
+        self.approval || self.override_freeze.is_some()
+    }
+
     pub fn last_stage(&self) -> usize {
         self.stages.len().saturating_sub(1)
     }

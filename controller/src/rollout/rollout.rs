@@ -12,14 +12,14 @@ use super::{
     verdict::Rule,
     waiting::WaitingOn,
 };
-use crate::evidence::{Assessment, Evidence};
+use crate::evidence::{Assessment, Evidence, Gate};
 use edgefleet_shared::{
     digest::{BlobDigest, EnvelopeDigest},
     ids::{BundleName, RolloutId},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 /// Largest document the store is given, bytes of JSON.
 pub const MAX_DOCUMENT: usize = 64 << 10;
@@ -68,6 +68,9 @@ pub struct Rollout {
     /// How far a revert or cancellation has come through the devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<Sweep>,
+    /// Gates whose harm a person has accepted; they are reported and decide nothing more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub accepted_gates: BTreeSet<Gate>,
     /// The tail of a completed rollout has paused it once.
     #[serde(default)]
     pub reopened: bool,
@@ -244,6 +247,7 @@ impl Rollout {
             freeze: None,
             line: None,
             sweep: None,
+            accepted_gates: BTreeSet::new(),
             reopened: false,
             pending: Vec::new(),
             next_effect: 1,

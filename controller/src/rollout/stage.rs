@@ -202,8 +202,6 @@ pub struct StageProgress {
     pub exhausted: bool,
     /// Failures a person has looked at and accepted; rules count from here.
     pub accepted: Failures,
-    /// A person went on in spite of a harm verdict in this stage.
-    pub harm_accepted: bool,
     /// By whom and why it was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
