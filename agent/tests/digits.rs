@@ -3,7 +3,7 @@
 
 mod support;
 
-use edgefleet_agent::engine::{Engine, LoadedModel, golden, tract::TractEngine};
+use edgefleet_agent::engine::{LoadedModel, golden, tract::TractEngine};
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use support::{Source, floats, models};
 

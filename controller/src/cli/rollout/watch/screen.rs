@@ -114,7 +114,7 @@ fn rows(frame: &Frame) -> Vec<Row> {
     if frame.waiting.len() > SENTENCES {
         rows.push(Row::Words(format!("             and for {} more", frame.waiting.len() - SENTENCES)));
     }
-    for text in &frame.verdict {
+    if let Some(text) = &frame.verdict {
         rows.extend(said("  decided    ", text));
     }
     rows
