@@ -22,7 +22,18 @@ pub(super) fn text(preview: &Preview) -> String {
     }
     parts.push(head(preview));
     parts.push(table::of(
-        &["STAGE", "MODE", "DEVICES", "REACHED", "DELIVERY", "LIMITED BY", "SOAK", "AT MOST", "BYTES"],
+        &[
+            "STAGE",
+            "MODE",
+            "DEVICES",
+            "REACHED",
+            "DELIVERY",
+            "LIMITED BY",
+            "SOAK",
+            "EXPECTED",
+            "AT MOST",
+            "BYTES",
+        ],
         preview.stages.iter().map(stage),
     ));
     let gates = gates(preview);
@@ -52,7 +63,11 @@ fn head(preview: &Preview) -> String {
         field("devices", &devices),
         field(
             "takes",
-            &format!("{} if every soak is enough, at most {}", long(preview.expected), long(preview.longest)),
+            &format!(
+                "about {} for a harmless bundle, at most {}",
+                long(preview.expected),
+                long(preview.longest)
+            ),
         ),
         field(
             "bytes",
@@ -95,6 +110,7 @@ fn stage(stage: &StagePreview) -> Vec<String> {
         long(stage.delivery),
         limited.to_owned(),
         long(stage.soak),
+        long(stage.expected_soak),
         long(stage.max_soak),
         HumanBytes(stage.bytes).to_string(),
     ]

@@ -6,7 +6,7 @@ use crate::{
         Gate, GateSettings,
         power::{GatePower, StageForecast},
     },
-    rollout::{Arm, Membership, Mode, Plan},
+    rollout::{Arm, Membership, Mode, Plan, Span},
 };
 
 /// Taken for granted where no telemetry of the incumbent says better: the values at which research and
@@ -95,6 +95,19 @@ pub(super) fn gates(
         }
     };
     stage.gates.iter().copied().map(one).collect()
+}
+
+/// How long a stage soaks for a harmless bundle: until its slowest gate calls it safe, but at least
+/// `least`; without a gate, or with one that a person has to vouch for, the whole `soak`; with one that is
+/// not safe by then, `most`.
+pub(super) fn expected_soak(gates: &[GatePreview], least: Span, soak: Span, most: Span) -> Span {
+    let asked = || gates.iter().filter(|gate| gate.gate != Gate::Hard);
+    if asked().next().is_none() || asked().any(|gate| gate.powerless) {
+        return soak;
+    }
+    let slowest =
+        asked().map(|gate| gate.hours_to_safe).try_fold(0.0f64, |most, hours| Some(most.max(hours?)));
+    slowest.map_or(most, |hours| Span::secs((hours * 3_600.0).ceil() as u64).max(least.min(soak)).min(most))
 }
 
 /// What a stage compares.
