@@ -150,6 +150,13 @@ pub struct GatePreview {
     pub hours_to_safe: Option<f64>,
 }
 
+impl GatePreview {
+    /// Its figures were found by simulation: there are none for drift, whose sizes of harm have no scale.
+    pub fn is_simulated(&self) -> bool {
+        !self.detection.is_empty()
+    }
+}
+
 /// Share of a stage's devices that have to be finished before its soak begins, where the plan says nothing;
 /// the last stage waits for all of them.
 const COVERAGE: Share = Share::Percent(90.0);

@@ -129,13 +129,18 @@ fn gates(preview: &Preview) -> String {
 fn gate(gate: &GatePreview) -> String {
     let mut text = gate.sentence.clone();
     if gate.gate != Gate::Hard && !gate.detection.is_empty() {
+        // The sentence says the same at length; here every gate's figures stand below each other.
         let found: Vec<_> =
             gate.detection.iter().map(|(size, share)| format!("{size}x in {:.0}%", 100.0 * share)).collect();
-        text += &format!("; finds {} of runs", found.join(", "));
-        match gate.hours_to_safe {
-            Some(hours) => text += &format!("; safe after {} h", Figure(hours)),
-            None => text += "; not called safe within the soak",
-        }
+        let reliably = match gate.smallest_found {
+            Some(size) => format!("finds {size}x"),
+            None => "finds nothing reliably".to_owned(),
+        };
+        let safe = match gate.hours_to_safe {
+            Some(hours) => format!("safe after {} h", Figure(hours)),
+            None => "not called safe within the soak".to_owned(),
+        };
+        text = format!("{reliably} ({} of runs); {safe}", found.join(", "));
     }
     format!("  {:<10} {}", gate.gate.name(), fold(&text, 13, WIDTH))
 }

@@ -81,8 +81,9 @@ pub(super) fn gates(
         let (powerless, sentence) = match (gate, blunt, found) {
             (Gate::Hard, ..) => (false, hard(plan, strict)),
             (_, Some(why), _) => (true, why),
-            (_, None, Some(power)) => (power.powerless, power.sentence.clone()),
-            (_, None, None) => (false, "decides; what it finds was not simulated".to_owned()),
+            (_, None, Some(power)) if power.powerless => (true, format!("powerless: {}", power.sentence)),
+            (_, None, Some(power)) => (false, power.sentence.clone()),
+            (_, None, None) => (false, "decides; what it finds is not simulated".to_owned()),
         };
         let found = found.filter(|_| !powerless && gate != Gate::Hard);
         GatePreview {
@@ -99,9 +100,10 @@ pub(super) fn gates(
 
 /// How long a stage soaks for a harmless bundle: until its slowest gate calls it safe, but at least
 /// `least`; without a gate, or with one that a person has to vouch for, the whole `soak`; with one that is
-/// not safe by then, `most`.
+/// not safe by then, `most`. Gates that are not simulated say nothing about it.
 pub(super) fn expected_soak(gates: &[GatePreview], least: Span, soak: Span, most: Span) -> Span {
-    let asked = || gates.iter().filter(|gate| gate.gate != Gate::Hard);
+    let asked =
+        || gates.iter().filter(|gate| gate.gate != Gate::Hard && (gate.powerless || gate.is_simulated()));
     if asked().next().is_none() || asked().any(|gate| gate.powerless) {
         return soak;
     }

@@ -161,7 +161,8 @@ fn a_stage_ends_when_its_gates_are_safe_and_waits_for_those_that_are_not() {
         gate,
         powerless,
         sentence: String::new(),
-        detection: Vec::new(),
+        // As preview has it: no figures for what cannot decide, or is not simulated.
+        detection: if powerless || gate == Gate::Drift { Vec::new() } else { vec![(2.0, 0.5)] },
         smallest_found: None,
         hours_to_safe,
     };
@@ -173,11 +174,28 @@ fn a_stage_ends_when_its_gates_are_safe_and_waits_for_those_that_are_not() {
         (vec![], 24),
         (vec![hard()], 24),
         (vec![hard(), gate(Gate::Errors, false, Some(5.0))], 5),
-        (vec![gate(Gate::Errors, false, Some(5.0)), gate(Gate::Drift, false, Some(9.0))], 9),
+        (vec![gate(Gate::Errors, false, Some(5.0)), gate(Gate::Latency, false, Some(9.0))], 9),
+        (vec![gate(Gate::Errors, false, Some(5.0)), gate(Gate::Drift, false, None)], 5),
         (vec![gate(Gate::Errors, false, Some(0.1))], 1),
-        (vec![gate(Gate::Errors, false, None), gate(Gate::Drift, false, Some(9.0))], 72),
-        (vec![gate(Gate::Errors, true, None), gate(Gate::Drift, false, Some(9.0))], 24),
+        (vec![gate(Gate::Errors, false, None), gate(Gate::Latency, false, Some(9.0))], 72),
+        (vec![gate(Gate::Errors, true, None), gate(Gate::Latency, false, Some(9.0))], 24),
     ] {
         assert_eq!(soak(&gates), hours, "{gates:?}");
     }
+}
+
+/// With the real simulation: figures are there for every gate that can decide, and the same each time.
+#[test]
+fn figures_come_from_simulating_this_plan_at_this_size() {
+    let plan = plan();
+    let members = membership(&plan, 1_200);
+    let forecast =
+        |stage: &StageForecast, gates: &GateSettings| crate::evidence::power::forecast(stage, gates, 7);
+    let facts = FleetFacts { requests_per_hour: Some(60.0), ..facts(1_200) };
+    let shown = preview(&plan, &[], &members, &facts, forecast);
+    let gates = shown.stages.iter().flat_map(|stage| &stage.gates).filter(|gate| gate.gate != Gate::Hard);
+    let gates = gates.filter(|gate| gate.gate != Gate::Drift);
+    let silent: Vec<_> = gates.filter(|gate| gate.powerless == gate.is_simulated()).collect();
+    assert_eq!(silent, Vec::<&GatePreview>::new());
+    assert_eq!(preview(&plan, &[], &members, &facts, forecast), shown);
 }

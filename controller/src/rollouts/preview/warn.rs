@@ -49,7 +49,7 @@ fn slow(preview: &Preview, all: &mut Vec<String>) {
         let late = stage
             .gates
             .iter()
-            .filter(|gate| gate.gate != Gate::Hard && !gate.powerless && gate.hours_to_safe.is_none())
+            .filter(|gate| gate.is_simulated() && gate.hours_to_safe.is_none())
             .map(|gate| gate.gate.name());
         let late: Vec<_> = late.collect();
         if !late.is_empty() {
