@@ -72,7 +72,7 @@ pub struct Preview {
     pub stages: Vec<StagePreview>,
     /// Chance that a harmless bundle is stopped by statistics, over the whole rollout.
     pub false_alarms: f64,
-    /// If every stage passes when its soak ends.
+    /// Of a harmless bundle, if devices behave as simulated.
     pub expected: Span,
     /// If every stage needs its longest soak.
     pub longest: Span,
@@ -112,6 +112,8 @@ pub struct StagePreview {
     pub delivery: Span,
     pub limited_by: LimitedBy,
     pub soak: Span,
+    /// As the simulation of its gates says: it ends as soon as all are safe, and waits for those that are not.
+    pub expected_soak: Span,
     pub max_soak: Span,
     pub bytes: u64,
     pub gates: Vec<GatePreview>,
@@ -148,8 +150,19 @@ pub struct GatePreview {
     pub hours_to_safe: Option<f64>,
 }
 
-/// Share of a stage's devices that have to be finished before its soak begins, where the plan says nothing.
+impl GatePreview {
+    /// Its figures were found by simulation: there are none for drift, whose sizes of harm have no scale.
+    pub fn is_simulated(&self) -> bool {
+        !self.detection.is_empty()
+    }
+}
+
+/// Share of a stage's devices that have to be finished before its soak begins, where the plan says nothing;
+/// the last stage waits for all of them.
 const COVERAGE: Share = Share::Percent(90.0);
+const ALL: Share = Share::Percent(100.0);
+/// No stage that asks gates ends earlier, however good they look; a shorter soak is its own bound.
+const LEAST_SOAK: Span = Span::hours(1);
 /// Devices of a stage that are named.
 const NAMED: usize = 5;
 
@@ -196,7 +209,7 @@ pub fn preview(
             download: bytes.checked_div(devices).unwrap_or(0),
             concurrency,
             spread: stage.spread,
-            wanted: stage.coverage.unwrap_or(COVERAGE).of(devices),
+            wanted: stage.coverage.unwrap_or(if plan.is_last(index) { ALL } else { COVERAGE }).of(devices),
             successes,
         });
         if stage.mode == Mode::Active {
@@ -204,6 +217,8 @@ pub fn preview(
             successes += devices;
         }
         let waits = |span| Span::secs(plan.wait(span).as_secs_f64().ceil() as u64);
+        let gates = find::gates(plan, index, membership, facts, &power);
+        let (soak, max_soak) = (waits(stage.soak), waits(stage.max_soak()));
         stages.push(StagePreview {
             name: stage.name.clone(),
             mode: stage.mode,
@@ -213,10 +228,11 @@ pub fn preview(
             first: turns.iter().take(NAMED).map(|member| member.device.clone()).collect(),
             delivery: Span::secs(delivery.secs.ceil() as u64),
             limited_by: delivery.limited_by,
-            soak: waits(stage.soak),
-            max_soak: waits(stage.max_soak()),
+            soak,
+            expected_soak: find::expected_soak(&gates, waits(LEAST_SOAK), soak, max_soak),
+            max_soak,
             bytes,
-            gates: find::gates(plan, index, membership, facts, &power),
+            gates,
         });
     }
     let total = |soak: fn(&StagePreview) -> Span| {
@@ -235,7 +251,7 @@ pub fn preview(
         strata: membership.summary.strata.iter().filter(|stratum| stratum.devices > 0).cloned().collect(),
         strata_by: plan.assign.strata.clone(),
         false_alarms: plan.gates.alpha,
-        expected: total(|stage| stage.soak),
+        expected: total(|stage| stage.expected_soak),
         longest: total(|stage| stage.max_soak),
         bytes: stages.iter().map(|stage| stage.bytes).sum(),
         bytes_per_device: facts.download,

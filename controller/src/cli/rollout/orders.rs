@@ -18,7 +18,7 @@ pub struct Reasoned {
     reason: String,
 }
 
-/// Stop a rollout for good
+/// Stop a rollout: freeze pauses it, halt ends it, revert takes everything back
 #[derive(Debug, Args)]
 pub struct AbortArgs {
     /// Its id, see `edgefleet rollout list`
@@ -33,10 +33,10 @@ pub struct AbortArgs {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Mode {
-    /// Hand nothing more out; everything stays as it is
+    /// Pause: hand nothing more out; everything stays as it is
     #[default]
     Freeze,
-    /// Also cancel what has not been activated
+    /// Also cancel what has not been activated, and end here
     Halt,
     /// Also take it back from every device that has it
     Revert,

@@ -22,7 +22,18 @@ pub(super) fn text(preview: &Preview) -> String {
     }
     parts.push(head(preview));
     parts.push(table::of(
-        &["STAGE", "MODE", "DEVICES", "REACHED", "DELIVERY", "LIMITED BY", "SOAK", "AT MOST", "BYTES"],
+        &[
+            "STAGE",
+            "MODE",
+            "DEVICES",
+            "REACHED",
+            "DELIVERY",
+            "LIMITED BY",
+            "SOAK",
+            "EXPECTED",
+            "AT MOST",
+            "BYTES",
+        ],
         preview.stages.iter().map(stage),
     ));
     let gates = gates(preview);
@@ -52,7 +63,11 @@ fn head(preview: &Preview) -> String {
         field("devices", &devices),
         field(
             "takes",
-            &format!("{} if every soak is enough, at most {}", long(preview.expected), long(preview.longest)),
+            &format!(
+                "about {} for a harmless bundle, at most {}",
+                long(preview.expected),
+                long(preview.longest)
+            ),
         ),
         field(
             "bytes",
@@ -95,6 +110,7 @@ fn stage(stage: &StagePreview) -> Vec<String> {
         long(stage.delivery),
         limited.to_owned(),
         long(stage.soak),
+        long(stage.expected_soak),
         long(stage.max_soak),
         HumanBytes(stage.bytes).to_string(),
     ]
@@ -113,13 +129,18 @@ fn gates(preview: &Preview) -> String {
 fn gate(gate: &GatePreview) -> String {
     let mut text = gate.sentence.clone();
     if gate.gate != Gate::Hard && !gate.detection.is_empty() {
+        // The sentence says the same at length; here every gate's figures stand below each other.
         let found: Vec<_> =
             gate.detection.iter().map(|(size, share)| format!("{size}x in {:.0}%", 100.0 * share)).collect();
-        text += &format!("; finds {} of runs", found.join(", "));
-        match gate.hours_to_safe {
-            Some(hours) => text += &format!("; safe after {} h", Figure(hours)),
-            None => text += "; not called safe within the soak",
-        }
+        let reliably = match gate.smallest_found {
+            Some(size) => format!("finds {size}x"),
+            None => "finds nothing reliably".to_owned(),
+        };
+        let safe = match gate.hours_to_safe {
+            Some(hours) => format!("safe after {} h", Figure(hours)),
+            None => "not called safe within the soak".to_owned(),
+        };
+        text = format!("{reliably} ({} of runs); {safe}", found.join(", "));
     }
     format!("  {:<10} {}", gate.gate.name(), fold(&text, 13, WIDTH))
 }

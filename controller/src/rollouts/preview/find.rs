@@ -6,7 +6,7 @@ use crate::{
         Gate, GateSettings,
         power::{GatePower, StageForecast},
     },
-    rollout::{Arm, Membership, Mode, Plan},
+    rollout::{Arm, Membership, Mode, Plan, Span},
 };
 
 /// Taken for granted where no telemetry of the incumbent says better: the values at which research and
@@ -81,8 +81,9 @@ pub(super) fn gates(
         let (powerless, sentence) = match (gate, blunt, found) {
             (Gate::Hard, ..) => (false, hard(plan, strict)),
             (_, Some(why), _) => (true, why),
-            (_, None, Some(power)) => (power.powerless, power.sentence.clone()),
-            (_, None, None) => (false, "decides; what it finds was not simulated".to_owned()),
+            (_, None, Some(power)) if power.powerless => (true, format!("powerless: {}", power.sentence)),
+            (_, None, Some(power)) => (false, power.sentence.clone()),
+            (_, None, None) => (false, "decides; what it finds is not simulated".to_owned()),
         };
         let found = found.filter(|_| !powerless && gate != Gate::Hard);
         GatePreview {
@@ -95,6 +96,20 @@ pub(super) fn gates(
         }
     };
     stage.gates.iter().copied().map(one).collect()
+}
+
+/// How long a stage soaks for a harmless bundle: until its slowest gate calls it safe, but at least
+/// `least`; without a gate, or with one that a person has to vouch for, the whole `soak`; with one that is
+/// not safe by then, `most`. Gates that are not simulated say nothing about it.
+pub(super) fn expected_soak(gates: &[GatePreview], least: Span, soak: Span, most: Span) -> Span {
+    let asked =
+        || gates.iter().filter(|gate| gate.gate != Gate::Hard && (gate.powerless || gate.is_simulated()));
+    if asked().next().is_none() || asked().any(|gate| gate.powerless) {
+        return soak;
+    }
+    let slowest =
+        asked().map(|gate| gate.hours_to_safe).try_fold(0.0f64, |most, hours| Some(most.max(hours?)));
+    slowest.map_or(most, |hours| Span::secs((hours * 3_600.0).ceil() as u64).max(least.min(soak)).min(most))
 }
 
 /// What a stage compares.

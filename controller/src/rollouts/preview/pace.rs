@@ -70,7 +70,8 @@ impl Turns<'_> {
         let limits = &self.plan.limits;
         // 64 doublings are beyond every cap.
         let steps = (successes / limits.per.max(1)).min(64) as i32;
-        (limits.start_per_min * limits.growth.max(1.0).powi(steps)).min(limits.cap_per_min).max(1e-6)
+        let per_min = (limits.start_per_min * limits.growth.max(1.0).powi(steps)).min(limits.cap_per_min);
+        (per_min * self.plan.time_scale).max(1e-6)
     }
 
     /// Seconds from a device's hand-out to its end, beside the download.
@@ -168,6 +169,14 @@ mod tests {
         // 1,000 at 50, at 100 and at 200 a minute: 35 minutes.
         assert_eq!(played.limited_by, LimitedBy::Rate);
         assert!((2_080.0..2_130.0).contains(&played.secs), "{played:?}");
+    }
+
+    #[test]
+    fn a_faster_clock_hands_out_and_watches_as_much_faster() {
+        let plan = Plan { probation: Span::hours(2), time_scale: 60.0, ..plan() };
+        let slow = Plan { time_scale: 1.0, ..plan.clone() };
+        let secs = |plan: &Plan| deliver(&turns(plan, 100, 100)).secs - SETTLE_SECS;
+        assert!((secs(&slow) / secs(&plan) - 60.0).abs() < 1e-6, "{} {}", secs(&slow), secs(&plan));
     }
 
     #[test]

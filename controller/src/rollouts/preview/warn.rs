@@ -23,6 +23,7 @@ pub(super) fn warnings(
         return all;
     }
     powerless(preview, &mut all);
+    slow(preview, &mut all);
     members(plan, membership, facts, preview, &mut all);
     times(plan, facts, preview, &mut all);
     rights(plan, &mut all);
@@ -37,6 +38,26 @@ fn powerless(preview: &Preview, all: &mut Vec<String>) {
                 "stage `{}` is too small for {}: it ends by its other gates and a named person's approval, never by silence",
                 stage.name,
                 blind.join(", ")
+            ));
+        }
+    }
+}
+
+/// Stages that a harmless bundle is not expected to pass within their soak.
+fn slow(preview: &Preview, all: &mut Vec<String>) {
+    for stage in &preview.stages {
+        let late = stage
+            .gates
+            .iter()
+            .filter(|gate| gate.is_simulated() && gate.hours_to_safe.is_none())
+            .map(|gate| gate.gate.name());
+        let late: Vec<_> = late.collect();
+        if !late.is_empty() {
+            all.push(format!(
+                "stage `{}` is likely to need more than its soak of {}: {} would not be called safe by then",
+                stage.name,
+                stage.soak,
+                late.join(", ")
             ));
         }
     }
