@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench dist fmt clean-data
+.PHONY: help setup build demo test bench evidence dist fmt clean-data
 
 comma := ,
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -53,6 +53,9 @@ bench: build ## Measure sizes, memory, start-up and connections; JSON under targ
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
 	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json
+
+evidence: build ## Measure false aborts and detection over 10,000 simulated rollouts; writes docs/evidence.md (long)
+	"$(TARGET_DIR)/ci/edgefleet" simulate --report docs/evidence.md --rollouts 10000 --threads "$$(nproc)"
 
 dist: ## Build the agent as devices get it (profile `dist`: small) and print its size
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent

@@ -20,5 +20,6 @@ pub mod rollout;
 pub mod rollouts;
 pub mod server;
 pub mod signing;
+pub mod simulate;
 pub mod store;
 pub mod transfer;

@@ -17,6 +17,7 @@ mod plan_file;
 pub mod rollout;
 pub mod serve;
 mod serve_file;
+pub mod simulate;
 pub(crate) mod table;
 pub mod telemetry;
 #[cfg(test)]
@@ -62,6 +63,8 @@ enum Command {
     Freeze(Remote<freeze::FreezeCommand>),
     /// One switch for all hand-outs of all rollouts
     Line(Remote<freeze::LineCommand>),
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(Call<simulate::SimulateArgs>),
     /// What a person has to look at
     Finding(Remote<finding::FindingCommand>),
     /// API tokens
@@ -124,6 +127,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Freeze(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Line(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Simulate(Call { global, args }) => args.run(&Context::new(global)),
         Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

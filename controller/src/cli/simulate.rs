@@ -1,0 +1,313 @@
+//! `edgefleet simulate`: rollouts in virtual time, without a controller.
+
+use super::{
+    context::{Context, Output},
+    failure::Failure,
+    table,
+};
+use crate::{
+    rollout::{Because, Plan},
+    simulate::{
+        self, Check, Ending, Outcome, Scenario, Settings,
+        report::{Effort, as_measured, measure, page},
+    },
+};
+use clap::Args;
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  edgefleet simulate --devices 1000000 --seed 7
+  edgefleet simulate --devices 2000 --scenario errors-5 --runs 20
+  edgefleet simulate --plan rollout.toml --scenario slower-1.5 --output json
+  edgefleet simulate --report docs/evidence.md";
+
+/// Above this, devices that nobody compares only report how it ended, unless `--chatty` asks for all of it.
+const LARGE: u32 = 20_000;
+/// Largest plan file that is read.
+const MOST_PLAN: u64 = 1 << 20;
+/// Larger fleets than this do not fit their numbers.
+const MOST_DEVICES: i64 = 5_000_000;
+
+/// Try a plan on virtual devices: a seeded, replayable rollout in virtual time
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// Virtual devices
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=MOST_DEVICES))]
+    devices: u32,
+    /// The same seed gives the same rollout
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// What is wrong with the candidate: good, errors-1.5, slower-3, worse-class, crashing, silent ...; or `mixture`:
+    /// any plan, faults and people, from the seed
+    #[arg(long, value_name = "NAME", default_value = "good")]
+    scenario: String,
+    /// A plan (TOML or JSON) instead of the default one
+    #[arg(long, value_name = "FILE", conflicts_with = "as_measured")]
+    plan: Option<PathBuf>,
+    /// Rollouts, with this seed and the following ones
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    runs: u64,
+    /// Look with the invariant checker at about one in so many steps; 1: at all of them
+    #[arg(long, value_name = "N")]
+    check: Option<u64>,
+    /// Every device reports every phase, and every canary sends its windows, however large the fleet
+    #[arg(long)]
+    chatty: bool,
+    /// The settings of the tables in docs/evidence.md; `--scenario peeking` is among them
+    #[arg(long)]
+    as_measured: bool,
+    /// Measure false aborts and detection of every gate and write the page with its plots
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "as_measured"])]
+    report: Option<PathBuf>,
+    /// With --report: rollouts of the harmless candidate; the others get a tenth
+    #[arg(long, value_name = "N", default_value_t = 300, requires = "report")]
+    rollouts: u64,
+    /// With --report: threads
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "report")]
+    threads: usize,
+}
+
+/// What a run cost this machine.
+#[derive(Debug, serde::Serialize)]
+struct Cost {
+    wall_seconds: f64,
+    events_per_second: f64,
+    /// Most memory the process ever had, bytes; absent where the system does not tell.
+    peak_memory: Option<u64>,
+}
+
+impl SimulateArgs {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        if let Some(path) = &self.report {
+            return self.write_report(path);
+        }
+        let mut broken = Vec::new();
+        for number in 0..self.runs {
+            let seed = self.seed.wrapping_add(number);
+            let settings = self.settings(seed)?;
+            let begun = Instant::now();
+            let outcome = simulate::run(settings);
+            let wall_seconds = begun.elapsed().as_secs_f64();
+            let cost = Cost {
+                wall_seconds,
+                events_per_second: outcome.tally.events as f64 / wall_seconds.max(1e-9),
+                peak_memory: peak_memory(),
+            };
+            self.print(context.output, seed, &outcome, &cost)?;
+            if !outcome.broken.is_empty() {
+                eprintln!("replay: {}", self.replay(seed));
+                broken.extend(outcome.broken.into_iter().map(|what| format!("seed {seed}: {what}")));
+            }
+        }
+        match broken.first() {
+            None => Ok(()),
+            Some(first) => {
+                let mut failure = Failure::new(format!("{} rules were broken", broken.len()));
+                failure.causes = vec![first.clone()];
+                Err(failure
+                    .hint("this is a bug of the rollout core; the replay command shows it again")
+                    .into())
+            }
+        }
+    }
+
+    fn settings(&self, seed: u64) -> Result<Settings, Failure> {
+        let scenario = self.scenario.parse::<Scenario>();
+        let mut settings = match (&scenario, self.as_measured) {
+            (Ok(scenario), true) => as_measured(self.devices, seed, Some(*scenario)),
+            (Err(_), true) if self.scenario == "peeking" => as_measured(self.devices, seed, None),
+            (Err(_), false) if self.scenario == "mixture" => simulate::mixture(self.devices, seed),
+            (Ok(scenario), false) if self.devices > LARGE && !self.chatty => {
+                Settings::large(self.devices, seed, *scenario)
+            }
+            (Ok(scenario), false) => Settings::new(self.devices, seed, *scenario),
+            (Err(unknown), _) => return Err(Failure::usage(unknown.to_string())),
+        };
+        if let Some(path) = &self.plan {
+            settings.plan = read_plan(path)?;
+        } else if scenario == Ok(Scenario::WorseLabels) && !self.as_measured {
+            settings.plan = simulate::settings::with_labels(settings.plan);
+        }
+        match self.check {
+            None => {}
+            Some(0 | 1) => settings.check = Check::EveryStep,
+            Some(n) => settings.check = Check::Sampled(n),
+        }
+        Ok(settings)
+    }
+
+    fn replay(&self, seed: u64) -> String {
+        let mut command = format!(
+            "edgefleet simulate --devices {} --seed {seed} --scenario {}",
+            self.devices, self.scenario
+        );
+        if let Some(plan) = &self.plan {
+            command.push_str(&format!(" --plan {}", plan.display()));
+        }
+        for (flag, set) in [("--chatty", self.chatty), ("--as-measured", self.as_measured)] {
+            if set {
+                command.push_str(&format!(" {flag}"));
+            }
+        }
+        if let Some(check) = self.check {
+            command.push_str(&format!(" --check {check}"));
+        }
+        command
+    }
+
+    fn print(&self, output: Output, seed: u64, outcome: &Outcome, cost: &Cost) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if output == Output::Json {
+            let document = serde_json::json!({
+                "devices": self.devices, "seed": seed, "scenario": self.scenario, "ending": outcome.ending(),
+                "outcome": outcome, "cost": cost, "replay": self.replay(seed),
+            });
+            writeln!(out, "{document}")?;
+            return Ok(());
+        }
+        if self.runs > 1 {
+            writeln!(
+                out,
+                "seed {seed}: {}, {:.0} h, {} on the candidate{}",
+                ending(&outcome.ending()),
+                outcome.hours,
+                outcome.on_candidate,
+                if outcome.broken.is_empty() { "" } else { ", BROKEN" }
+            )?;
+        } else {
+            write!(out, "{}", text(seed, outcome, cost))?;
+        }
+        for what in &outcome.broken {
+            writeln!(out, "broken: {what}")?;
+        }
+        Ok(())
+    }
+
+    fn write_report(&self, path: &Path) -> anyhow::Result<()> {
+        let effort = Effort {
+            harmless: self.rollouts,
+            harmful: (self.rollouts / 10).max(1),
+            peeking: (self.rollouts / 10).max(1),
+            devices: self.devices,
+            seed: self.seed,
+            threads: self.threads.clamp(1, 64),
+        };
+        let begun = Instant::now();
+        let measured = measure(effort, &|name, number, n| {
+            if number % 500 == 0 {
+                eprintln!("{:.0} s: {name}, {number} of {n}", begun.elapsed().as_secs_f64());
+            }
+        });
+        let folder = path.file_stem().map_or("plots".into(), |stem| stem.to_string_lossy().into_owned());
+        let (text, files) = page(&measured, &folder);
+        let beside = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(beside.join(&folder))?;
+        std::fs::write(path, text)?;
+        for file in files {
+            std::fs::write(beside.join(&file.path), file.text)?;
+        }
+        let broken: Vec<_> = measured.broken().collect();
+        for replay in &broken {
+            eprintln!("replay: {replay}");
+        }
+        if broken.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("{} rollouts broke a rule or never ended", broken.len())).into())
+    }
+}
+
+fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let size = std::fs::metadata(path).map_err(Failure::from)?.len();
+    if size > MOST_PLAN {
+        return Err(Failure::usage(format!(
+            "`{}` has {size} bytes; a plan has at most {MOST_PLAN}",
+            path.display()
+        )));
+    }
+    let text = std::fs::read_to_string(path).map_err(Failure::from)?;
+    let json = path.extension().is_some_and(|extension| extension == "json");
+    let read = if json {
+        serde_json::from_str(&text).map_err(|e| e.to_string())
+    } else {
+        toml::from_str(&text).map_err(|e| e.to_string())
+    };
+    read.map_err(|error| Failure::usage(format!("`{}` is not a plan: {}", path.display(), error.trim())))
+}
+
+fn ending(ending: &Ending) -> String {
+    match ending {
+        Ending::Completed => "completed".to_owned(),
+        Ending::Harm(gates) => {
+            let gates: Vec<_> = gates.iter().map(ToString::to_string).collect();
+            format!("harm proved by {}", gates.join(", "))
+        }
+        Ending::Rule(rule) => format!("stopped by rule {rule:?}"),
+        Ending::Inconclusive => "inconclusive".to_owned(),
+        Ending::Open => "open".to_owned(),
+    }
+}
+
+fn text(seed: u64, outcome: &Outcome, cost: &Cost) -> String {
+    let mut text = format!(
+        "{}: {} after {:.1} virtual hours (seed {seed})\n\n",
+        outcome.state,
+        ending(&outcome.ending()),
+        outcome.hours
+    );
+    let rows = outcome.stages.iter().map(|stage| {
+        let devices: Vec<_> =
+            stage.devices.iter().map(|(bucket, n)| format!("{n} {}", bucket.as_str())).collect();
+        vec![stage.name.clone(), format!("{:?}", stage.state).to_lowercase(), devices.join(", ")]
+    });
+    text.push_str(&table::of(&["STAGE", "STATE", "DEVICES"], rows));
+    text.push_str("\n\n");
+    for verdict in &outcome.verdicts {
+        let stage = verdict.stage.as_ref().map_or("rollout", |(_, name)| name.as_str());
+        let why = match &verdict.because {
+            Because::Rule { sentence, .. } => sentence.clone(),
+            Because::Person { by, reason } => format!("{by}: {reason}"),
+        };
+        text.push_str(&format!("{} {stage}: {:?}: {why}\n", verdict.at, verdict.decision));
+    }
+    if let Some(seen) = &outcome.assessment {
+        let rows = seen.gates.iter().map(|gate| {
+            let number = |e: f64| if e >= 1e4 { format!("{e:.1e}") } else { format!("{e:.2}") };
+            vec![
+                gate.gate.to_string(),
+                format!("{:?}", gate.verdict).to_lowercase(),
+                number(gate.e_harm),
+                number(gate.e_safe),
+                gate.sentence.clone(),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&table::of(&["GATE", "VERDICT", "E HARM", "E SAFE", "SAYS"], rows));
+        text.push('\n');
+    }
+    for sentence in &outcome.waiting {
+        text.push_str(&format!("waits: {sentence}\n"));
+    }
+    let tally = &outcome.tally;
+    let memory = cost
+        .peak_memory
+        .map_or("unknown".to_owned(), |bytes| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20)));
+    text.push_str(&format!(
+        "\n{:.2} s, {} events ({:.0} per second), {} messages, {} ticks, document {} bytes, peak memory {memory}\n",
+        cost.wall_seconds, tally.events, cost.events_per_second, tally.messages, tally.ticks, outcome.document
+    ));
+    text
+}
+
+/// `VmHWM` of this process.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let fields: BTreeMap<_, _> = status.lines().filter_map(|line| line.split_once(':')).collect();
+    let kib: u64 = fields.get("VmHWM")?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1_024)
+}
