@@ -96,7 +96,17 @@ impl Tale<'_> {
 
     async fn start_rollout(&self, bundle: &str) -> Result<String, DemoError> {
         let probation = format!("{}s", self.options.scaled(PROBATION).as_secs());
-        let args = ["assign", bundle, "--select", "site=lab", "--yes", "--limits", "none", "--probation", &probation];
+        let args = [
+            "assign",
+            bundle,
+            "--select",
+            "site=lab",
+            "--yes",
+            "--limits",
+            "none",
+            "--probation",
+            &probation,
+        ];
         let answer = self.stage.command(&args).await?;
         match text(&answer["id"]) {
             id if id.is_empty() => {

@@ -20,8 +20,10 @@ pub struct Pending {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "effect", rename_all = "kebab-case")]
 pub enum Effect {
-    /// Compute the membership and write one attempt per member before anything is published. Answer:
-    /// [`Event::MembersWritten`](super::Event).
+    /// Compute the membership, announce its digest ([`Event::MembersWritten`](super::Event) with 0 written), then
+    /// write one attempt per member, before anything is published. When repeated: if the digest is the one
+    /// announced, what is written already stays; if it is another, everything is written anew and attempts
+    /// of strangers are deleted. Answer: the same event with `done`.
     WriteMembers,
     /// Give `at_most` devices of the stage their turn, chosen by [`pick`](super::pick) in the order of
     /// their rank. `again`: from those in [`Bucket::Again`](super::Bucket), wherever their rank.

@@ -43,7 +43,7 @@ pub(super) fn match_prefix(rollout: &RolloutId, number: u32) -> String {
 
 /// Body of a `turn` and of a `match`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub(super) struct Place {
     pub device: DeviceId,
     pub rank: u64,
 }

@@ -48,7 +48,7 @@ const STEPS: usize = 50;
 
 /// Where it is said that a rollout is not what it was. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Looks(Arc<Wanted>);
+pub(super) struct Looks(Arc<Wanted>);
 
 #[derive(Default)]
 struct Wanted {
@@ -60,7 +60,7 @@ struct Wanted {
 
 impl Looks {
     /// After a transaction.
-    pub fn after(&self, aftermath: Aftermath) {
+    pub(super) fn after(&self, aftermath: Aftermath) {
         {
             let mut deadlines = self.0.deadlines.lock();
             for (rollout, device, at) in aftermath.deadlines {
@@ -71,7 +71,7 @@ impl Looks {
         self.0.notify.notify_one();
     }
     /// Something about all of them changed.
-    pub fn all(&self) {
+    pub(super) fn all(&self) {
         self.0.all.store(true, std::sync::atomic::Ordering::Release);
         self.0.notify.notify_one();
     }
@@ -150,7 +150,8 @@ impl Strand {
                 self.open.values_mut().for_each(|at| *at = now);
                 self.joined = Timestamp::EPOCH;
             }
-            let due: Vec<_> = self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+            let due: Vec<_> =
+                self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
             for id in due {
                 self.look(&id).await;
             }

@@ -63,9 +63,12 @@ pub struct Preview {
     pub devices: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online: Option<u64>,
+    /// Drawn by lot to be compared, up to the stage they are compared in.
     pub canaries: u64,
     pub controls: u64,
+    /// Those that have any devices, and the attributes that make them.
     pub strata: Vec<Stratum>,
+    pub strata_by: Vec<String>,
     pub stages: Vec<StagePreview>,
     /// Chance that a harmless bundle is stopped by statistics, over the whole rollout.
     pub false_alarms: f64,
@@ -167,7 +170,10 @@ pub fn preview(
     let members = membership.members.len() as u64;
     let limits = &plan.limits;
     let concurrency = limits.concurrency.of(members).max(limits.concurrency_min).max(1);
-    let arms = |arm| membership.members.iter().filter(|member| member.arm == arm).count() as u64;
+    let last_canaries = membership.summary.canary_stage.unwrap_or(u16::MAX);
+    let arms = |arm, until| {
+        membership.members.iter().filter(|member| member.arm == arm && member.stage <= until).count() as u64
+    };
 
     let mut stages = Vec::new();
     let (mut reached, mut successes) = (0, 0);
@@ -224,9 +230,10 @@ pub fn preview(
         assumed: find::assumed(plan, facts),
         devices: members,
         online: facts.online,
-        canaries: arms(Arm::Canary),
-        controls: arms(Arm::Control),
-        strata: membership.summary.strata.clone(),
+        canaries: arms(Arm::Canary, last_canaries),
+        controls: arms(Arm::Control, u16::MAX),
+        strata: membership.summary.strata.iter().filter(|stratum| stratum.devices > 0).cloned().collect(),
+        strata_by: plan.assign.strata.clone(),
         false_alarms: plan.gates.alpha,
         expected: total(|stage| stage.soak),
         longest: total(|stage| stage.max_soak),

@@ -33,7 +33,7 @@ use edgefleet_shared::{
     digest::BlobDigest,
     ids::{DeviceId, SlotName},
     message::TrustHead,
-    reported::{Phase, Refusal, RefusalCode},
+    reported::{Refusal, RefusalCode},
     time::{Timestamp, believed},
     trust::TrustError,
 };

@@ -76,7 +76,7 @@ impl Candidate {
         CandidateReport {
             installed: self.target.installed(),
             phase: self.phase(),
-            progress: self.target.progress(),
+            progress: self.target.progress().filter(|_| self.phase() == Phase::Fetching),
             error,
             mirrored: 0,
             shed: BTreeMap::new(),

@@ -6,7 +6,7 @@ use super::super::{
     event::{Change, Cursor, EffectId, Move},
     rollout::{Rollout, State},
     span::Span,
-    stage::{Bucket, StageState},
+    stage::{Bucket, Counts, StageState},
 };
 use edgefleet_shared::{digest::BlobDigest, time::Timestamp};
 use std::time::Duration;
@@ -33,6 +33,14 @@ impl Rollout {
         let pending = self.pending.iter().any(|p| p.id == effect && p.effect == Effect::WriteMembers);
         if !pending || !matches!(self.state, State::Assigning { .. }) {
             return;
+        }
+        // Another draw than the one announced before: what was counted of that one is void.
+        let announced = match &self.state {
+            State::Assigning { digest, .. } => *digest,
+            _ => None,
+        };
+        if announced.is_some_and(|announced| announced != digest) {
+            self.stages.iter_mut().for_each(|stage| stage.counts = Counts::default());
         }
         let Some(summary) = done else {
             self.state = State::Assigning { written, digest: Some(digest) };

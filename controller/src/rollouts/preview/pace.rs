@@ -58,8 +58,10 @@ pub(super) fn deliver(turns: &Turns<'_>) -> Delivery {
     let free = turns.play(&[]);
     let alone = LIMITS.iter().map(|limit| (*limit, turns.play(&[*limit])));
     let slowest = alone.max_by(|a, b| a.1.total_cmp(&b.1));
-    // Below 5 % nobody would call it a limit.
-    let limited_by = slowest.filter(|(_, secs)| *secs > free * 1.05).map_or(LimitedBy::Nothing, |(by, _)| by);
+    // Below 5 %, or a minute, nobody would call it a limit.
+    let limited_by = slowest
+        .filter(|(_, secs)| *secs > free * 1.05 && *secs > free + 60.0)
+        .map_or(LimitedBy::Nothing, |(by, _)| by);
     Delivery { secs, limited_by }
 }
 

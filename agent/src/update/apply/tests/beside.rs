@@ -5,7 +5,7 @@ use edgefleet_shared::{maintenance::MaintenanceWindow, reported::DeferReason};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 impl Rig {
-    async fn desire_beside(
+    pub(super) async fn desire_beside(
         &self,
         generation: u64,
         active: &Assigned,
@@ -22,7 +22,7 @@ impl Rig {
     fn shadowing(&self) -> Option<u64> {
         self.outside.shadows.lock().get(&"digits".parse().unwrap()).map(|(name, _)| name.counter)
     }
-    async fn until_candidate(&self, phase: Phase) -> DeviceReport {
+    pub(super) async fn until_candidate(&self, phase: Phase) -> DeviceReport {
         self.until(&format!("candidate {phase}"), |r| {
             r.slots.values().any(|s| s.candidate.as_ref().is_some_and(|c| c.phase == phase))
         })

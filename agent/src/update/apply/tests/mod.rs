@@ -19,7 +19,7 @@ use edgefleet_shared::{
     digest::{BlobDigest, BundleDigest, EnvelopeDigest},
     ids::{AttemptId, BundleName},
     probe::{Confinement, PROBE_PROTOCOL, ProbeFailure, ProbeVerdict},
-    reported::ShedReason,
+    reported::{Phase, ShedReason},
     telemetry::batch::TerminalReport,
     transfer::{
         BlockAnswer, BlockFrame, BlockHeader, FetchObject, FetchRequest, TRANSFER_SCHEMA, block_length,
