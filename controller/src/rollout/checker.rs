@@ -208,7 +208,7 @@ pub fn check_together<'a>(
         {
             counts.add(bucket, 1);
         }
-        if attempt.handed_at.is_some() {
+        if attempt.handed_at.is_some() && !gone_before_its_turn(attempt) {
             found.must(attempt.turn_stage() <= rollout.stage, "stage order", || {
                 format!(
                     "{} of stage {} had its turn in stage {}",

@@ -150,11 +150,6 @@ impl Explainer<'_> {
             StageState::Soaking => {
                 let from = stage.soak_from.unwrap_or(stage.since);
                 let soaked = from + rollout.plan.wait(plan.soak);
-                if self.now < soaked {
-                    let sentence =
-                        format!("watched until {soaked} at least, unless evidence decides earlier");
-                    self.say(What::Soak, from, Some(soaked), Who::Nobody, sentence);
-                }
                 let gates: Vec<_> = rollout
                     .asked(at)
                     .into_iter()
@@ -164,6 +159,11 @@ impl Explainer<'_> {
                     })
                     .map(|gate| gate.to_string())
                     .collect();
+                if self.now < soaked || gates.is_empty() {
+                    let sentence =
+                        format!("watched until {soaked} at least, unless evidence decides earlier");
+                    self.say(What::Soak, from, Some(soaked), Who::Nobody, sentence);
+                }
                 if !gates.is_empty() {
                     let most = Span::secs(plan.max_soak().as_secs().saturating_add(stage.extended.as_secs()));
                     let until = from + rollout.plan.wait(most);

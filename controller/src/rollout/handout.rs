@@ -68,11 +68,11 @@ impl Tokens {
     }
 
     /// Lets the time since the last call earn turns at `per_min`. What is earned and not used is lost
-    /// beyond a burst of five seconds' worth (or one turn), so that a late tick makes no wave.
+    /// beyond a burst of five seconds' worth and one turn, so that a late tick makes no wave.
     pub fn earn(&mut self, per_min: f64, now: Timestamp) {
         let passed = now.since(self.updated).as_secs_f64();
         self.updated = self.updated.max(now);
-        let burst = (per_min / 60.0 * BURST_SECS).max(1.0);
+        let burst = per_min / 60.0 * BURST_SECS + 1.0;
         // To a millionth: short enough to survive its way through JSON unchanged.
         self.credit = ((self.credit + per_min / 60.0 * passed).min(burst) * 1e6).round() / 1e6;
     }

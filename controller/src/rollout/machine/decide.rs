@@ -77,6 +77,16 @@ impl Rollout {
     }
 
     fn look_for_coverage(&mut self, at: usize, now: Timestamp) {
+        let may_finish = |bucket: Bucket| {
+            bucket.counts_for_coverage()
+                || bucket == Bucket::Gone
+                || (bucket == Bucket::Held && self.plan.is_last(at))
+        };
+        if self.stages[at].counts.is_settled() && self.stages[at].counts.sum(may_finish) == 0 {
+            self.stages[at].skipped = Some("all its devices left".into());
+            let because = self.rule(Rule::Soaked, "all devices of the stage left the fleet or this rollout");
+            return self.finish_stage(StageState::Skipped, Decision::StageSkipped, because, now);
+        }
         if !self.is_covered(at) {
             return;
         }

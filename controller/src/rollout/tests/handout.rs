@@ -62,7 +62,7 @@ proptest! {
 fn a_late_tick_makes_no_wave() {
     let mut tokens = Tokens::new(&Plan::new("d".parse().unwrap(), "d@1".parse().unwrap()), Timestamp::EPOCH);
     tokens.earn(60.0, Timestamp::from_secs(3_600));
-    assert!(tokens.credit <= 5.0, "{}", tokens.credit);
+    assert!(tokens.credit <= 6.0, "{}", tokens.credit);
 }
 
 #[test]
