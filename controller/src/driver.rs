@@ -45,6 +45,12 @@ pub enum Order {
 pub struct DriverHandle(mpsc::Sender<Order>);
 
 impl DriverHandle {
+    /// Orders go where a test reads them.
+    #[cfg(test)]
+    pub(crate) fn to(orders: mpsc::Sender<Order>) -> Self {
+        Self(orders)
+    }
+
     /// Waits while too many orders wait already; an order after shutdown is dropped, the store
     /// remembers what it was about.
     pub async fn order(&self, order: Order) {

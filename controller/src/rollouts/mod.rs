@@ -25,6 +25,8 @@ pub mod preview;
 mod roster;
 mod service;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod verdicts;
 mod working;
