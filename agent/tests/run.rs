@@ -113,6 +113,7 @@ impl Controller {
             active,
             candidate: None,
             probation_secs: 1,
+            slower_percent: None,
             thresholds: vec![],
             shadow: None,
             window: None,

@@ -39,7 +39,11 @@ impl Mistakes {
         }
     }
     fn at_least(&mut self, path: &str, found: f64, least: f64) {
-        self.must(found.is_finite() && found >= least, path, format!("is {found}; it must be at least {least}"));
+        self.must(
+            found.is_finite() && found >= least,
+            path,
+            format!("is {found}; it must be at least {least}"),
+        );
     }
     fn share(&mut self, path: &str, share: Share) {
         self.must(share.is_sound(), path, format!("is {share}; a share is between 0% and 100%"));
@@ -71,7 +75,10 @@ impl Plan {
         wrong.must(
             self.select.len() <= MAX_SELECTORS && texts <= MAX_SELECT,
             "select",
-            format!("has {} selectors of {texts} bytes; at most {MAX_SELECTORS} of {MAX_SELECT} bytes", self.select.len()),
+            format!(
+                "has {} selectors of {texts} bytes; at most {MAX_SELECTORS} of {MAX_SELECT} bytes",
+                self.select.len()
+            ),
         );
         for (path, reason) in [
             ("rollout.allow_downgrade", &self.rollout.allow_downgrade),
@@ -107,7 +114,11 @@ impl Plan {
         for (label, share) in &assign.max_in_flight_per {
             wrong.share(&format!("assign.max_in_flight_per.{label}"), *share);
         }
-        wrong.must(assign.exclude.len() <= MAX_NAMED, "assign.exclude", format!("names more than {MAX_NAMED} devices"));
+        wrong.must(
+            assign.exclude.len() <= MAX_NAMED,
+            "assign.exclude",
+            format!("names more than {MAX_NAMED} devices"),
+        );
         wrong.must(assign.max_devices != Some(0), "assign.max_devices", "is 0: nobody would get it");
         if let Some(window) = &self.window {
             let length = window.length;
@@ -136,8 +147,16 @@ impl Plan {
         wrong.at_least("limits.cap_per_min", limits.cap_per_min, limits.start_per_min);
         wrong.must(limits.per > 0, "limits.per", "is 0; the rate grows after this many successes");
         wrong.share("limits.concurrency", limits.concurrency);
-        wrong.must(limits.concurrency_min > 0, "limits.concurrency_min", "is 0: nobody would ever get a turn");
-        wrong.must(limits.bytes_per_day != Some(0), "limits.bytes_per_day", "is 0: nobody would ever get a turn");
+        wrong.must(
+            limits.concurrency_min > 0,
+            "limits.concurrency_min",
+            "is 0: nobody would ever get a turn",
+        );
+        wrong.must(
+            limits.bytes_per_day != Some(0),
+            "limits.bytes_per_day",
+            "is 0: nobody would ever get a turn",
+        );
         wrong.must(limits.site_parallel > 0, "limits.site_parallel", "is 0: no site could download");
         wrong.share("hard.failed", self.hard.failed);
         for (path, found) in [
@@ -149,6 +168,12 @@ impl Plan {
         ] {
             wrong.must(found > 0, path, "is 0; at least 1");
         }
+        let slower = self.hard.slower_percent;
+        wrong.must(
+            slower.is_none_or(|percent| (110..=100_000).contains(&percent)),
+            "hard.slower_percent",
+            format!("is {}; between 110 and 100000", slower.unwrap_or(0)),
+        );
         let t = &self.timeouts;
         for (path, span) in [
             ("timeouts.first_report", t.first_report),
@@ -165,7 +190,11 @@ impl Plan {
         ] {
             wrong.must(span > Span::ZERO, path, "is 0; nothing could ever happen in it");
         }
-        wrong.must(t.seen >= t.silence, "timeouts.seen", format!("is {}; at least `timeouts.silence`, {}", t.seen, t.silence));
+        wrong.must(
+            t.seen >= t.silence,
+            "timeouts.seen",
+            format!("is {}; at least `timeouts.silence`, {}", t.seen, t.silence),
+        );
         wrong.must(
             self.retry.longest_wait >= self.retry.first_wait,
             "retry.longest_wait",
@@ -175,7 +204,11 @@ impl Plan {
 
     fn check_stages(&self, wrong: &mut Mistakes) {
         let count = self.stages.len();
-        wrong.must((1..=MAX_STAGES).contains(&count), "stages", format!("has {count} stages; 1 to {MAX_STAGES}"));
+        wrong.must(
+            (1..=MAX_STAGES).contains(&count),
+            "stages",
+            format!("has {count} stages; 1 to {MAX_STAGES}"),
+        );
         let mut names = BTreeSet::new();
         let mut named = BTreeSet::new();
         let mut before: [Option<f64>; 2] = [None, None];
@@ -198,14 +231,22 @@ impl Plan {
                 *last = Some(share);
             }
         }
-        wrong.must(named.len() <= MAX_NAMED, "stages", format!("name {} devices; at most {MAX_NAMED}", named.len()));
+        wrong.must(
+            named.len() <= MAX_NAMED,
+            "stages",
+            format!("name {} devices; at most {MAX_NAMED}", named.len()),
+        );
     }
 
     fn check_stage(&self, number: usize, stage: &Stage, wrong: &mut Mistakes) {
         let at = |field: &str| format!("stages[{number}].{field}");
         let last = self.is_last(number);
         let named = !stage.devices.is_empty();
-        wrong.must(named != stage.size.is_some(), at("size"), "and `devices`: exactly one of both must be there");
+        wrong.must(
+            named != stage.size.is_some(),
+            at("size"),
+            "and `devices`: exactly one of both must be there",
+        );
         if let Some(size) = stage.size {
             wrong.share(&at("size"), size);
             wrong.must(size != Share::Count(0), at("size"), "is 0: nobody's turn");
@@ -213,7 +254,11 @@ impl Plan {
         let limits = stage.min.unwrap_or(0) <= stage.max.unwrap_or(u64::MAX);
         wrong.must(limits, at("min"), "is larger than `max`");
         wrong.must(stage.max != Some(0), at("max"), "is 0: nobody's turn");
-        wrong.must(!last || stage.mode == Mode::Active, at("mode"), "is shadow: the last stage must activate the bundle");
+        wrong.must(
+            !last || stage.mode == Mode::Active,
+            at("mode"),
+            "is shadow: the last stage must activate the bundle",
+        );
         wrong.must(!last || !named, at("devices"), "cannot be the last stage: it is for everybody");
         wrong.must(last || !stage.dynamic, at("dynamic"), "is for the last stage only");
         if stage.max_soak.is_some() {
@@ -246,7 +291,11 @@ mod tests {
     #[test]
     fn the_default_plan_and_an_assignment_by_hand_are_sound() {
         assert_eq!(plan().check(), Ok(()));
-        let hand = Plan::single_stage("digits".parse().unwrap(), "digits@2".parse().unwrap(), vec!["".parse().unwrap()]);
+        let hand = Plan::single_stage(
+            "digits".parse().unwrap(),
+            "digits@2".parse().unwrap(),
+            vec!["".parse().unwrap()],
+        );
         assert_eq!(hand.check(), Ok(()));
     }
 
@@ -272,6 +321,7 @@ mod tests {
             (|p| p.assign.seed = "x".into(), "assign.seed"),
             (|p| p.gates.alpha = 2.0, "gates.alpha"),
             (|p| p.timeouts.seen = Span::secs(1), "timeouts.seen"),
+            (|p| p.hard.slower_percent = Some(100), "hard.slower_percent"),
             (|p| p.stages[0].gates = vec![crate::evidence::Gate::Errors], "stages[0].gates"),
         ];
         for (change, path) in table {
