@@ -122,6 +122,7 @@ impl Controller {
             active: active.clone(),
             candidate: None,
             probation_secs: 1,
+            slower_percent: None,
             thresholds: vec![],
             shadow: None,
             window: None,

@@ -42,6 +42,10 @@ pub struct SlotDesired {
     /// How long the device itself watches a new bundle before it commits to it, in seconds.
     #[serde(default = "default_probation_secs")]
     pub probation_secs: u64,
+    /// On probation a bundle goes back once its 95th percentile of engine time is over this many percent of
+    /// the one it replaced, however generous its own budget. Without it only the budget counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slower_percent: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<Threshold>,
     /// How the candidate is run; the defaults if it is missing.

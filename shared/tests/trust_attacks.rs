@@ -98,6 +98,7 @@ impl World {
             active,
             candidate: None,
             probation_secs: 60,
+            slower_percent: None,
             thresholds: vec![],
             shadow: None,
             window: None,

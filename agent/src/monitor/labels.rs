@@ -5,7 +5,7 @@ use super::{
     window::{Moment, Subject},
 };
 use edgefleet_shared::{
-    ids::IdError,
+    ids::{BundleName, IdError},
     telemetry::{LabelCounts, Versus, window::MAX_KEYS},
     time::Timestamp,
 };
@@ -107,6 +107,8 @@ pub struct Joined {
     pub confidence: f32,
     /// What the candidate said to the same input.
     pub rival: Option<Rival>,
+    /// The candidate that was given the same input, whether it has answered or still will.
+    pub beside: Option<Arc<Subject>>,
 }
 
 /// The candidate's answer beside the active bundle's.
@@ -124,6 +126,8 @@ pub struct JoinSummary {
     pub matched: u64,
     pub correct: u64,
     pub unmatched: BTreeMap<&'static str, u64>,
+    /// Labels that also tell how a candidate did on the same input, by its bundle.
+    pub compared: BTreeMap<BundleName, u64>,
 }
 
 impl JoinSummary {
@@ -132,6 +136,9 @@ impl JoinSummary {
             Ok(joined) => {
                 self.matched += 1;
                 self.correct += u64::from(joined.truth == joined.predicted);
+                if let Some(beside) = &joined.beside {
+                    *self.compared.entry(beside.bundle.clone()).or_default() += 1;
+                }
             }
             Err(reason) => *self.unmatched.entry(reason.as_str()).or_default() += 1,
         }

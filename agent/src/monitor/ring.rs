@@ -178,7 +178,8 @@ impl Ring {
             return Err(Unmatched::Duplicate);
         }
         entry.bucket |= flag;
-        let rival = match self.subjects.get(&entry.candidate) {
+        let beside = self.subjects.get(&entry.candidate).cloned();
+        let rival = match &beside {
             Some(_) if entry.answer == PENDING => {
                 if self.early.len() >= MAX_EARLY {
                     self.early.pop_first();
@@ -191,7 +192,7 @@ impl Ring {
             }
             None => None,
         };
-        Ok(joined(entry, subject, truth, rival))
+        Ok(joined(entry, subject, truth, rival, beside))
     }
 
     /// The shadow `candidate` answered the rows from `sequence` on; no classes if it failed. Returns the
@@ -219,14 +220,20 @@ impl Ring {
             let (Some(subject), Some(rival)) = subjects else { continue };
             for (source, truth) in labels {
                 let rival = Rival { index: candidate, subject: rival.clone(), class };
-                late.push((source, joined(entry, subject, truth, Some(rival))));
+                late.push((source, joined(entry, subject, truth, Some(rival), None)));
             }
         }
         late
     }
 }
 
-fn joined(entry: &Entry, subject: &Arc<Subject>, truth: u32, rival: Option<Rival>) -> Joined {
+fn joined(
+    entry: &Entry,
+    subject: &Arc<Subject>,
+    truth: u32,
+    rival: Option<Rival>,
+    beside: Option<Arc<Subject>>,
+) -> Joined {
     Joined {
         index: entry.subject,
         subject: subject.clone(),
@@ -235,6 +242,7 @@ fn joined(entry: &Entry, subject: &Arc<Subject>, truth: u32, rival: Option<Rival
         predicted: entry.class,
         confidence: entry.confidence,
         rival,
+        beside,
     }
 }
 

@@ -14,6 +14,9 @@ const MIN_ANSWERS: u64 = 100;
 /// Beyond its budget, or the bundle before it, by this factor. The fine comparison is the controller's;
 /// this one catches what hurts now.
 const TOO_SLOW: f64 = 2.0;
+/// What is added to a percentile by a busy scheduler alone, milliseconds: no growth below it is held
+/// against a bundle beside the one before.
+const NOISE_MS: f64 = 0.25;
 /// A shadow may starve on a busy device; one that answers nothing for so long hangs.
 const HANGS: Duration = Duration::from_secs(600);
 
@@ -43,10 +46,12 @@ fn bad(code: RefusalCode, reason: String) -> SlotHealth {
     SlotHealth::Bad { code, reason }
 }
 
+/// `slower`: percent of the former bundle's 95th percentile that the rollout allows, if it says so.
 /// `anonymous`: the process's anonymous memory now, if nothing else was loaded since.
 pub(super) fn judge(
     totals: &Totals,
     limits: &Limits,
+    slower: Option<u32>,
     before: Option<Before>,
     anonymous: Option<u64>,
 ) -> SlotHealth {
@@ -66,6 +71,15 @@ pub(super) fn judge(
         if let Some(former) = former.filter(|former| p95 > TOO_SLOW * former && p95 > budget) {
             let said = format!(
                 "p95 {p95:.2} ms over {n} requests, the bundle before took {former:.2} ms, its budget is {budget} ms"
+            );
+            return bad(RefusalCode::Latency, said);
+        }
+        if let Some((former, percent)) = former.zip(slower)
+            && p95 > former * f64::from(percent) / 100.0
+            && p95 > former + NOISE_MS
+        {
+            let said = format!(
+                "p95 {p95:.2} ms over {n} requests, the bundle before took {former:.2} ms, {percent} % of that is allowed"
             );
             return bad(RefusalCode::Latency, said);
         }
@@ -152,15 +166,20 @@ mod tests {
 
     #[test]
     fn a_slow_bundle_goes_back_when_it_is_beyond_its_budget_by_far_or_beyond_both() {
-        // requests, rows each, ms, the bundle before, goes back
-        for (n, rows, ms, former, back) in [
-            (99, 1, 30.0, None, false),
-            (100, 1, 30.0, None, true),
-            (100, 1, 19.0, None, false),
-            (100, 1, 19.0, Some(9.0), true),
-            (100, 1, 19.0, Some(9.6), false),
-            (100, 1, 9.0, Some(1.0), false), // its publisher said so
-            (100, 8, 30.0, None, false),
+        // requests, rows each, ms, the bundle before, percent of it allowed, goes back
+        for (n, rows, ms, former, slower, back) in [
+            (99, 1, 30.0, None, None, false),
+            (100, 1, 30.0, None, None, true),
+            (100, 1, 19.0, None, None, false),
+            (100, 1, 19.0, Some(9.0), None, true),
+            (100, 1, 19.0, Some(9.6), None, false),
+            (100, 1, 9.0, Some(1.0), None, false), // its publisher said so
+            (100, 1, 9.0, Some(1.0), Some(300), true), // but the operator did not
+            (100, 1, 2.5, Some(1.0), Some(300), false),
+            (99, 1, 9.0, Some(1.0), Some(300), false),
+            (100, 1, 9.0, None, Some(300), false),
+            (100, 1, 0.2, Some(0.01), Some(300), false), // noise
+            (100, 8, 30.0, None, None, false),
         ] {
             let stats = Stats::default();
             let infer = Duration::from_secs_f64(ms / 1_000.0);
@@ -168,7 +187,7 @@ mod tests {
             (0..n).for_each(|_| stats.record(rows, Outcome::Ok, spent, 0));
             let digest = BundleDigest::of(b"m");
             let before = Before { digest, anonymous: None, loads: 1, former_p95_ms: former };
-            let judged = code(judge(&stats.totals(), &LIMITS, Some(before), None));
+            let judged = code(judge(&stats.totals(), &LIMITS, slower, Some(before), None));
             assert_eq!(
                 judged,
                 back.then_some(RefusalCode::Latency),
@@ -188,7 +207,7 @@ mod tests {
             (None, Some(1 << 40), false),
             (Some(0), None, false),
         ] {
-            let judged = code(judge(&Totals::default(), &LIMITS, before(then), now));
+            let judged = code(judge(&Totals::default(), &LIMITS, None, before(then), now));
             assert_eq!(judged, back.then_some(RefusalCode::Memory), "{then:?} {now:?}");
         }
         assert!(anonymous_bytes().is_some_and(|bytes| bytes > 1 << 16));

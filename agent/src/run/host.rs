@@ -41,6 +41,8 @@ pub(super) struct ServingHost {
     engine: Arc<TractEngine>,
     /// What was known of the device when a slot's bundle was last activated.
     before: Mutex<BTreeMap<SlotName, Before>>,
+    /// How slow a bundle may be beside the one before it, percent; nothing where only its budget counts.
+    slower: Mutex<BTreeMap<SlotName, u32>>,
     /// Models loaded since the start: memory is only told apart while nothing else was.
     loads: AtomicU64,
 }
@@ -59,7 +61,14 @@ fn refusal(manifest: &Manifest, code: RefusalCode, message: String) -> Refusal {
 
 impl ServingHost {
     pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, engine: Arc<TractEngine>) -> Self {
-        Self { slots, monitor, engine, before: Mutex::default(), loads: AtomicU64::new(0) }
+        Self {
+            slots,
+            monitor,
+            engine,
+            before: Mutex::default(),
+            slower: Mutex::default(),
+            loads: AtomicU64::new(0),
+        }
     }
 
     /// The work of loading, for whichever thread is to do it.
@@ -124,7 +133,8 @@ impl Host for ServingHost {
         let before = self.before.lock().get(slot).filter(|b| b.digest == active.served.digest).copied();
         let alone = before.is_some_and(|before| before.loads == self.loads.load(Ordering::Relaxed));
         let anonymous = if alone { health::anonymous_bytes() } else { None };
-        health::judge(&active.stats.totals(), &active.served.manifest.limits, before, anonymous)
+        let slower = self.slower.lock().get(slot).copied();
+        health::judge(&active.stats.totals(), &active.served.manifest.limits, slower, before, anonymous)
     }
 
     async fn shadow(
@@ -180,6 +190,14 @@ impl Host for ServingHost {
 
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>) {
         self.monitor.set_thresholds(slot, thresholds);
+    }
+
+    fn slower(&self, slot: &SlotName, percent: Option<u32>) {
+        let mut slower = self.slower.lock();
+        match percent {
+            Some(percent) => slower.insert(slot.clone(), percent),
+            None => slower.remove(slot),
+        };
     }
 }
 

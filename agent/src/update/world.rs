@@ -88,6 +88,8 @@ pub trait Host: Send + Sync {
     fn shadowed(&self, slot: &SlotName) -> Option<ShadowStatus>;
     /// What to count in this slot's requests, from the desired state. Called before the bundle serves.
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>);
+    /// How slow the next bundle may be beside the one it replaces, percent. Called before it serves.
+    fn slower(&self, slot: &SlotName, percent: Option<u32>);
 }
 
 /// The updater's part of a `Reported`; the link adds schema, device, boot, times and facts.

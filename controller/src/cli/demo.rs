@@ -19,12 +19,13 @@ use std::path::PathBuf;
   edgefleet demo --keep
   edgefleet demo --chapter golden")]
 pub struct DemoArgs {
-    /// Agents to start
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=100))]
+    /// Agents to start; fewer than four can prove nothing by evidence
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(4..=100))]
     devices: u16,
     /// Tell one chapter only, with what it needs before and the balance after
     ///
-    /// By number or name: 1 join, 2 first, 3 better, 4 golden, 5 stolen, 6 balance.
+    /// By number or name: 1 join, 2 first, 3 better, 4 golden, 5 stolen, 6 wrong, 7 slow, 8 killed,
+    /// 9 balance.
     #[arg(long, value_name = "N|NAME")]
     chapter: Option<Chapter>,
     /// Divide the waiting times of a real fleet by this: 600 s of probation take 2 s at 300

@@ -8,8 +8,10 @@ mod attack;
 mod chapters;
 mod console;
 pub mod load;
+mod plans;
 pub mod processes;
 pub mod report;
+mod rollouts;
 pub mod stage;
 mod story;
 mod tale;
@@ -46,6 +48,10 @@ pub enum DemoError {
     Write { path: PathBuf, source: io::Error },
     #[error("could not prepare the attack: {reason}")]
     Attack { reason: String },
+    #[error("could not make a plan for {bundle}: {reason}")]
+    Plan { bundle: String, reason: String },
+    #[error("the controller refused {what}: {answer}")]
+    Refused { what: String, answer: String },
     #[error("interrupted")]
     Interrupted,
 }

@@ -35,6 +35,8 @@ pub struct Report {
     pub refusals: Vec<RefusalReport>,
     /// What the controller's own check said to the bundle with wrong golden samples.
     pub push_refused: Option<String>,
+    /// Each rollout by plan: how it ended, and each verdict on its way.
+    pub rollouts: Vec<RolloutReport>,
     /// Each chapter told: its verdict and its wall time, seconds.
     pub chapters: Vec<ChapterReport>,
     pub seconds: f64,
@@ -73,6 +75,28 @@ pub struct RefusalReport {
     pub code: String,
     /// The device's own words.
     pub reason: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RolloutReport {
+    pub id: String,
+    pub bundle: String,
+    /// `completed`, `reverted`, ...
+    pub state: String,
+    /// Oldest first.
+    pub verdicts: Vec<VerdictReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VerdictReport {
+    /// Absent: about the rollout as a whole.
+    pub stage: Option<String>,
+    pub decision: String,
+    /// The rule that decided; absent if a person did.
+    pub rule: Option<String>,
+    pub by: Option<String>,
+    /// The rule's words or the person's.
+    pub sentence: String,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -80,7 +80,17 @@ async fn tell(options: &DemoOptions, report: &mut Report, console: &mut Console)
     let exe =
         std::env::current_exe().map_err(|source| DemoError::Start { program: "edgefleet".into(), source })?;
     let stage = Stage::open(exe, options.agent_bin.clone(), options.dir.clone()).await?;
-    let mut tale = Tale { options, report, console, stage, holdout, released: vec![], activation: vec![] };
+    let mut tale = Tale {
+        options,
+        report,
+        console,
+        stage,
+        holdout,
+        released: vec![],
+        tried: vec![],
+        second: None,
+        activation: vec![],
+    };
     for chapter in Chapter::plan(options.chapter) {
         tale.console.chapter(chapter.number(), chapter.title());
         let before = tale.report.checks.len();

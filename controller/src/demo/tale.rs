@@ -10,15 +10,16 @@ use super::{
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// Longest wait for the whole fleet to do one thing, seconds.
 pub(super) const FLEET_LIMIT: u64 = 45;
-/// Requests every device answers before the story goes on: most of the held-out images.
-const ENOUGH: u64 = 200;
+/// Requests every device answers before the story goes on: its share of the images, and enough for a 95th
+/// percentile that the next bundle is judged by.
+const ENOUGH: u64 = 120;
 /// How long a real fleet would try a bundle before it commits; divided by the time scale.
 const PROBATION: Duration = Duration::from_secs(600);
 
@@ -31,6 +32,10 @@ pub(super) struct Tale<'d> {
     pub holdout: Arc<Holdout>,
     /// Bundles that every device committed to, in this order.
     pub released: Vec<String>,
+    /// Bundles that some devices served for a while, and went back from.
+    pub tried: Vec<String>,
+    /// The token of a second person, once there is one.
+    pub second: Option<String>,
     /// Seconds from `assign` to committed, of each device and bundle.
     pub activation: Vec<f64>,
 }
@@ -181,6 +186,34 @@ impl Tale<'_> {
         }
         report.refusals.extend(refused);
     }
+}
+
+/// A copy of a bundle source as release `counter`.
+pub(super) fn numbered(source: &Path, target: &Path, counter: u64) -> Result<PathBuf, DemoError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DemoError::Write { path, source }
+    };
+    let copy = |from: &Path, to: &Path| std::fs::copy(from, to).map(drop).map_err(failed(to));
+    std::fs::create_dir_all(target.join("golden")).map_err(failed(target))?;
+    for folder in ["", "golden"] {
+        for entry in std::fs::read_dir(source.join(folder)).map_err(failed(source))?.flatten() {
+            if entry.path().is_file() {
+                copy(&entry.path(), &target.join(folder).join(entry.file_name()))?;
+            }
+        }
+    }
+    let file = target.join("bundle.toml");
+    let toml = std::fs::read_to_string(&file).map_err(failed(&file))?;
+    let toml: Vec<String> = toml
+        .lines()
+        .map(|line| match line.trim_start().starts_with("counter") {
+            true => format!("counter = {counter}"),
+            false => line.to_owned(),
+        })
+        .collect();
+    std::fs::write(&file, toml.join("\n")).map_err(failed(&file))?;
+    Ok(target.to_owned())
 }
 
 /// A line that fits a terminal; the report has all of it.

@@ -19,6 +19,7 @@ pub fn compose(device: &DeviceId, intents: &[Intent], settings: &Settings, trust
                 active: intent.active.clone()?,
                 candidate: intent.candidate.clone(),
                 probation_secs: intent.probation_secs,
+                slower_percent: intent.slower_percent,
                 thresholds: vec![],
                 shadow: None,
                 window: intent.window.clone(),

@@ -22,6 +22,9 @@ pub struct Intent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<Assigned>,
     pub probation_secs: u64,
+    /// How slow a bundle may be beside the one before it, percent, before the device goes back by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slower_percent: Option<u32>,
     /// When the device may activate, in its own time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<MaintenanceWindow>,
@@ -34,7 +37,16 @@ pub struct Intent {
 impl Intent {
     /// Nothing is wanted of the slot yet.
     pub fn empty(device: DeviceId, slot: SlotName) -> Self {
-        Self { device, slot, active: None, candidate: None, probation_secs: 60, window: None, trial: None }
+        Self {
+            device,
+            slot,
+            active: None,
+            candidate: None,
+            probation_secs: 60,
+            slower_percent: None,
+            window: None,
+            trial: None,
+        }
     }
 }
 

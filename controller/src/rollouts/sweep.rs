@@ -103,7 +103,7 @@ async fn take(
 }
 
 /// What the slot had before its turn. A critical rollout's way back does not wait for a window, and nobody's
-/// way back is on probation longer than a minute: it ran here before.
+/// way back is on probation longer than a minute, or judged beside what it replaces: it ran here before.
 fn given_back(intent: &Intent, attempt: &Attempt, rollout: &Rollout) -> Intent {
     let own = |assigned: &edgefleet_shared::desired::Assigned| assigned.attempt.rollout == rollout.id;
     let mut next = intent.clone();
@@ -113,6 +113,7 @@ fn given_back(intent: &Intent, attempt: &Attempt, rollout: &Rollout) -> Intent {
     if next.active.as_ref().is_some_and(own) {
         next.active = attempt.before.clone();
         next.probation_secs = next.probation_secs.min(60);
+        next.slower_percent = None;
         if rollout.plan.rollout.severity == Severity::Critical {
             next.window = None;
         }

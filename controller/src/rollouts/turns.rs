@@ -179,6 +179,7 @@ async fn give(
             active: Some(assigned),
             candidate: None,
             probation_secs: probation.as_millis().div_ceil(1_000) as u64,
+            slower_percent: rollout.plan.hard.slower_percent,
             window,
             ..intent
         },

@@ -83,6 +83,7 @@ impl Updater {
         }
         for (name, slot) in slots {
             self.world.host.thresholds(&name, slot.thresholds.clone());
+            self.world.host.slower(&name, slot.slower_percent);
             self.dispatch(name, Event::Desired { generation, slot: Box::new(slot) }).await;
         }
     }

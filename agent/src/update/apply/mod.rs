@@ -250,6 +250,7 @@ impl Updater {
             let wanted = self.doc.slots.get(&slot).and_then(|state| state.wanted.as_ref());
             if let Some(wanted) = wanted {
                 self.world.host.thresholds(&slot, wanted.thresholds.clone());
+                self.world.host.slower(&slot, wanted.slower_percent);
             }
             self.dispatch(slot, Event::Started).await;
         }

@@ -25,6 +25,7 @@ pub(super) fn wants(counter: u64, attempt: u32) -> SlotDesired {
         active: assigned(counter, attempt),
         candidate: None,
         probation_secs: 60,
+        slower_percent: None,
         thresholds: vec![],
         shadow: None,
         window: None,

@@ -7,7 +7,10 @@ mod better;
 mod first;
 mod golden;
 mod join;
+mod killed;
+mod slow;
 mod stolen;
+mod wrong;
 
 use super::{DemoError, tale::Tale};
 use std::str::FromStr;
@@ -20,12 +23,24 @@ pub enum Chapter {
     Better,
     Golden,
     Stolen,
+    Wrong,
+    Slow,
+    Killed,
     Balance,
 }
 
 impl Chapter {
-    pub const ALL: [Self; 6] =
-        [Self::Join, Self::First, Self::Better, Self::Golden, Self::Stolen, Self::Balance];
+    pub const ALL: [Self; 9] = [
+        Self::Join,
+        Self::First,
+        Self::Better,
+        Self::Golden,
+        Self::Stolen,
+        Self::Wrong,
+        Self::Slow,
+        Self::Killed,
+        Self::Balance,
+    ];
 
     /// For `--chapter` and for programs that read the report.
     pub fn key(self) -> &'static str {
@@ -35,6 +50,9 @@ impl Chapter {
             Self::Better => "better",
             Self::Golden => "golden",
             Self::Stolen => "stolen",
+            Self::Wrong => "wrong",
+            Self::Slow => "slow",
+            Self::Killed => "killed",
             Self::Balance => "balance",
         }
     }
@@ -43,9 +61,12 @@ impl Chapter {
         match self {
             Self::Join => "A controller, and agents that join by one code",
             Self::First => "digits@1: build, check, sign, push, assign",
-            Self::Better => "digits@2 under load",
+            Self::Better => "digits@2: lab, shadow, canary, all, on evidence and under load",
             Self::Golden => "digits@3: its golden samples do not match its model",
             Self::Stolen => "digits@4: a stolen controller hands out what no publisher signed",
+            Self::Wrong => "digits@5: plausible, and wrong on one class",
+            Self::Slow => "digits@6: right, and slow",
+            Self::Killed => "digits@7: the controller is killed in the middle of a rollout",
             Self::Balance => "What the agents counted",
         }
     }
@@ -60,6 +81,7 @@ impl Chapter {
             Self::Join => &[],
             Self::First => &[Self::Join],
             Self::Better | Self::Golden | Self::Stolen | Self::Balance => &[Self::Join, Self::First],
+            Self::Wrong | Self::Slow | Self::Killed => &[Self::Join, Self::First, Self::Better],
         }
     }
 
@@ -80,6 +102,9 @@ impl Chapter {
             Self::Better => better::tell(tale).await,
             Self::Golden => golden::tell(tale).await,
             Self::Stolen => stolen::tell(tale).await,
+            Self::Wrong => wrong::tell(tale).await,
+            Self::Slow => slow::tell(tale).await,
+            Self::Killed => killed::tell(tale).await,
             Self::Balance => balance::tell(tale).await,
         }
     }
@@ -116,7 +141,7 @@ mod tests {
             assert_eq!(chapter.number().to_string().parse::<Chapter>().unwrap(), chapter);
             assert_eq!(chapter.key().parse::<Chapter>().unwrap(), chapter);
         }
-        for unknown in ["0", "7", "", "-1", "Join"] {
+        for unknown in ["0", "10", "", "-1", "Join"] {
             let error = unknown.parse::<Chapter>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{unknown}`")) && error.contains("3 better"), "{error}");
         }

@@ -213,6 +213,7 @@ impl Host for Outside {
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>) {
         self.thresholds.lock().insert(slot.clone(), thresholds.len());
     }
+    fn slower(&self, _: &SlotName, _: Option<u32>) {}
 }
 
 #[async_trait]
