@@ -74,9 +74,14 @@ async fn start_rollout(
             latency_spread: None,
             freezes: operations.calendar.current().periods.clone(),
         };
-        let preview = Box::new(preview(&draft.plan, &[], &membership, &facts, |stage, gates| {
-            forecast(stage, gates, FORECAST_SEED)
-        }));
+        // Simulates the gates: not on a thread that answers requests.
+        let work = move || {
+            preview(&draft.plan, &[], &membership, &facts, |stage, gates| {
+                forecast(stage, gates, FORECAST_SEED)
+            })
+        };
+        let preview = tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))?;
+        let preview = Box::new(preview);
         return Ok(Json(StartedRollout::DryRun { preview }));
     }
     let rollout = operations.rollouts.start(request, rollout_id(now)?, &actor, now).await?;

@@ -2,7 +2,7 @@
 //! that join a dynamic last stage late.
 
 use super::{
-    documents::{Documents, MATCH, Place, TURN, match_prefix, turn_id},
+    documents::{ATTEMPT, Documents, MATCH, Place, TURN, match_prefix, turn_id},
     roster::{Enlisted, Roster},
     working::{Aftermath, Working},
 };
@@ -12,7 +12,7 @@ use crate::{
         Attempt, Candidate, DeviceSaid, EffectId, Event, Member, Membership, Rollout, State, join_late,
         plan_members,
     },
-    store::{Expect, StoreError, Transaction},
+    store::{Expect, Scan, StoreError, Transaction},
 };
 use edgefleet_shared::{
     ids::{BundleName, DeviceId, SlotName},
@@ -82,6 +82,15 @@ pub(super) async fn write(
     };
     let mut aftermath = Aftermath::default();
     let mut written = begun.min(members.len());
+    if begun == 0 {
+        // Announced before the first is written: a driver that comes after a crash and draws another membership
+        // (the fleet changed) knows that what it finds is of an older draw.
+        if matches!(&rollout.state, State::Assigning { digest: Some(_), .. }) {
+            wipe(documents, rollout).await?;
+        }
+        let event = Event::MembersWritten { effect, digest, written: 0, done: None };
+        enlist(documents, rollout, &[], &[], &event, now).await?;
+    }
     loop {
         let chunk = &members[written..members.len().min(written + CHUNK)];
         written += chunk.len();
@@ -96,6 +105,25 @@ pub(super) async fn write(
             return Ok(aftermath);
         }
     }
+}
+
+/// Removes the places of a draw that was cut off.
+async fn wipe(documents: &Documents, rollout: &Rollout) -> Result<(), StoreError> {
+    let prefix = format!("{}/", rollout.id);
+    for kind in [ATTEMPT, TURN, MATCH] {
+        loop {
+            let page = documents.store.scan(kind, Scan::all().prefix(&prefix).limit(CHUNK)).await?;
+            if page.entries.is_empty() {
+                break;
+            }
+            let wiped = page
+                .entries
+                .into_iter()
+                .fold(Transaction::new(), |wiped, (id, _)| wiped.delete(kind, id, Expect::Any));
+            documents.store.commit(wiped).await?;
+        }
+    }
+    Ok(())
 }
 
 /// One chunk of members with their places, and `event` for the rollout, in one transaction.

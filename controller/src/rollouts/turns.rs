@@ -170,6 +170,11 @@ async fn give(
     attempt.changed = true;
     let assigned = assigned(rollout, &attempt.value);
     working.follow(&rollout.id, moves, now).await?;
+    if !roster.is_online(device) {
+        // Known to be silent: it keeps its desired state and holds nobody else's place.
+        let said = DeviceSaid::Clock { last_seen: roster.last_seen(device) };
+        working.hear(&rollout.id, device, &said, now).await?;
+    }
     let probation = rollout.plan.wait(rollout.plan.probation);
     let urgent = rollout.plan.rollout.severity == Severity::Critical;
     let window = rollout.plan.window.as_ref().and_then(|window| on_device(window, urgent));

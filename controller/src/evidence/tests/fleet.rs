@@ -225,13 +225,13 @@ impl Fleet {
         for (_, d) in order {
             let sum: f64 = d.mix.iter().sum();
             let mut classes: Vec<u64> = d.mix.iter().map(|w| random.binomial(per_device, w / sum)).collect();
-            if d.arm == Arm::Canary {
-                if let Some((first, rest)) = classes.split_first_mut() {
-                    for class in rest {
-                        let moved = random.binomial(*class, candidate.confusion);
-                        *class -= moved;
-                        *first += moved;
-                    }
+            if d.arm == Arm::Canary
+                && let Some((first, rest)) = classes.split_first_mut()
+            {
+                for class in rest {
+                    let moved = random.binomial(*class, candidate.confusion);
+                    *class -= moved;
+                    *first += moved;
                 }
             }
             let classes = classes.into_iter().enumerate().map(|(i, n)| (format!("c{i}"), n)).collect();
