@@ -19,9 +19,11 @@ struct End {
     state: StateName,
     decisions: Vec<String>,
     handed_out: Vec<u64>,
-    /// By device: its place, what it runs, what is wanted of it, how often it was told.
-    devices: Vec<(String, u16, Option<String>, Option<String>, usize)>,
+    devices: Vec<Place>,
 }
+
+/// A device: its stage, what it runs, what is wanted of it, how often it was told.
+type Place = (String, u16, Option<String>, Option<String>, usize);
 
 async fn end(bench: &Bench) -> End {
     let rollout = bench.rollout("r-2").await;
