@@ -11,8 +11,8 @@ use crate::{
     fleet::Actor,
     rollout::{Attempt, Event, Plan, Release, Rollout, Share, Stage, StateName, plan::Limits},
     rollouts::{
-        Calendars, Clerk, Documents, Ears, NewRolloutRequest, OrderError, RolloutDriver, RolloutParts, Rollouts,
-        StartError, Working,
+        Calendars, Clerk, Documents, Ears, NewRolloutRequest, OrderError, RolloutDriver, RolloutParts,
+        Rollouts, StartError, Working,
     },
     signing::{setup, signer::OnlineKey, trust_store::TrustStore},
     store::{
@@ -48,10 +48,10 @@ pub(super) fn other() -> Actor {
 /// Two stages without statistics; ten minutes are a second.
 pub(super) fn plan(bundle: &str) -> Plan {
     let mut plan = Plan::new(slot(), bundle.parse().unwrap());
-    let sized = |name: &str, percent| Stage { size: Some(Share::Percent(percent)), ..Stage::named(name) };
+    let sized = |name: &str, size| Stage { size: Some(size), ..Stage::named(name) };
     plan.stages = vec![
-        Stage { coverage: Some(Share::Percent(100.0)), ..sized("canary", 40.0) },
-        Stage { dynamic: true, ..sized("all", 100.0) },
+        Stage { coverage: Some(Share::Percent(100.0)), ..sized("canary", Share::Count(4)) },
+        Stage { dynamic: true, ..sized("all", Share::Percent(100.0)) },
     ];
     plan.limits = Limits::none();
     plan.assign.seed = SEED.to_owned();
@@ -94,10 +94,11 @@ impl Bench {
         first.stages[0].dynamic = false; // or it would take in whoever comes later
         process.roll(first, "r-1").await;
         bench.reaches("r-1", StateName::Completed).await;
-        bench.until("everybody has the first release", || async {
-            bench.devices.all().values().all(|device| device.ends.is_empty() && device.active.is_some())
-        })
-        .await;
+        bench
+            .until("everybody has the first release", || async {
+                bench.devices.all().values().all(|device| device.ends.is_empty() && device.active.is_some())
+            })
+            .await;
         process.kill().await;
         bench
     }
@@ -292,7 +293,8 @@ impl Line {
         let reason = Reason { reported: Some(generation), nonce: None };
         self.states.refresh(device, &reason, 1, clock::now()).await.unwrap();
         let record = self.states.stored(device).await.unwrap();
-        let Some((report, ends)) = self.devices.meets(device, record.as_ref().map(|record| &record.desired)) else {
+        let Some((report, ends)) = self.devices.meets(device, record.as_ref().map(|record| &record.desired))
+        else {
             return;
         };
         assert!(report.slots.keys().all(|slot| slot.as_str() == SLOT));

@@ -5,8 +5,8 @@ use edgefleet_shared::{
     desired::{Assigned, Desired},
     ids::{AttemptId, BootId, DeviceId, SlotName},
     reported::{
-        CandidateReport, ClockQuality, Facts, Installed, Phase, REPORTED_SCHEMA, Refusal, RefusalCode, Reported,
-        SlotReport,
+        CandidateReport, ClockQuality, Facts, Installed, Phase, REPORTED_SCHEMA, Refusal, RefusalCode,
+        Reported, SlotReport,
     },
     selector::Selector,
     telemetry::{Record, RecordBody, TerminalReport},

@@ -126,16 +126,17 @@ async fn two_drivers_on_one_store_do_everything_once() {
     let (one, two) = (bench.start(None).await, bench.start(None).await);
     one.roll(plan("digits@2"), "r-2").await;
     // Each of them is kept awake by what happens, so that they meet at every save.
-    bench.until("the end", || async {
-        two.rollouts.after(crate::rollouts::Aftermath {
-            rollouts: vec!["r-2".parse().unwrap()],
-            deadlines: vec![],
-        });
-        two.visit(&bench.devices.ids()[..1]).await;
-        let rollout = bench.rollout("r-2").await;
-        rollout.state.name() == StateName::Completed && rollout.pending.is_empty()
-    })
-    .await;
+    bench
+        .until("the end", || async {
+            two.rollouts.after(crate::rollouts::Aftermath {
+                rollouts: vec!["r-2".parse().unwrap()],
+                deadlines: vec![],
+            });
+            two.visit(&bench.devices.ids()[..1]).await;
+            let rollout = bench.rollout("r-2").await;
+            rollout.state.name() == StateName::Completed && rollout.pending.is_empty()
+        })
+        .await;
     let attempts = bench.attempts("r-2").await;
     assert!(attempts.values().all(|attempt| attempt.number == 1), "{attempts:#?}");
     let decisions = end(&bench).await.decisions;

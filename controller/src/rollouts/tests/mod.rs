@@ -4,5 +4,5 @@ mod bench;
 mod devices;
 mod holds;
 mod kills;
-mod stories;
 mod stores;
+mod stories;

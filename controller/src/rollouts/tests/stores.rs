@@ -22,7 +22,8 @@ use tokio::sync::Notify;
 /// What a coat does with a commit.
 #[async_trait]
 pub(super) trait Coat: Send + Sync {
-    async fn commit(&self, inner: &dyn FleetStore, transaction: Transaction) -> Result<Committed, StoreError>;
+    async fn commit(&self, inner: &dyn FleetStore, transaction: Transaction)
+    -> Result<Committed, StoreError>;
 }
 
 /// A store in a coat: everything but `commit` goes straight through.
@@ -106,7 +107,11 @@ impl Checked {
 
 #[async_trait]
 impl Coat for Checked {
-    async fn commit(&self, inner: &dyn FleetStore, transaction: Transaction) -> Result<Committed, StoreError> {
+    async fn commit(
+        &self,
+        inner: &dyn FleetStore,
+        transaction: Transaction,
+    ) -> Result<Committed, StoreError> {
         let _gate = self.gate.lock().await;
         let committed = inner.commit(transaction).await?;
         self.commits.fetch_add(1, SeqCst);
@@ -152,7 +157,11 @@ impl Mortal {
 
 #[async_trait]
 impl Coat for Mortal {
-    async fn commit(&self, inner: &dyn FleetStore, transaction: Transaction) -> Result<Committed, StoreError> {
+    async fn commit(
+        &self,
+        inner: &dyn FleetStore,
+        transaction: Transaction,
+    ) -> Result<Committed, StoreError> {
         if self.dead.load(SeqCst) {
             return std::future::pending().await;
         }
