@@ -60,30 +60,20 @@ mod alone {
         let mut crashing = agents.remove(CRASHES);
         let cutting = agents.remove(CUT);
         let told = tell(&mut controller, &rollout, [&agents[0].id, &agents[1].id]);
-        tokio::try_join!(told, crash_thrice(&mut crashing), cut_underway(&cutting, &line))?;
+        tokio::try_join!(told, crash_again_and_again(&mut crashing), cut_underway(&cutting, &line))?;
         agents.insert(CUT, cutting);
         agents.insert(CRASHES, crashing);
 
         // Each of the four is reported for what it is, and nobody else has a scratch.
-        let ends = attempts(&controller, &rollout).await?;
+        // Completed does not wait for the last few of them.
+        until("everybody came to where it stays", LONG, async || {
+            let ends = attempts(&controller, &rollout).await?;
+            agents.iter().enumerate().try_for_each(|(at, agent)| {
+                as_it_should_end(at, ends.get(&agent.id).context("everybody has an attempt")?)
+            })
+        })
+        .await?;
         for (at, agent) in agents.iter().enumerate() {
-            let attempt = ends.get(&agent.id).context("everybody has an attempt")?;
-            ensure!(attempt["number"] == 1, "had two turns: {attempt}");
-            match at {
-                AWAY => ensure!(attempt["state"] == "assigned", "{attempt}"),
-                CRASHES => {
-                    ensure!(
-                        attempt["state"] == "failed" && attempt["failure"]["kind"] == "rolled-back",
-                        "{attempt}"
-                    );
-                    ensure!(attempt["refusal"]["code"] == "crash-loop", "{attempt}");
-                }
-                FAR => {
-                    ensure!(attempt["state"] == "deferred" && attempt["why"] == "window", "{attempt}");
-                    ensure!(attempt["activated_at"].is_null(), "{attempt}");
-                }
-                _ => ensure!(attempt["state"] == "committed", "{}: {attempt}", agent.name),
-            }
             match at {
                 AWAY => {}
                 CRASHES | FAR => drop(answers(&agent.base, "digits@1").await?),
@@ -170,6 +160,24 @@ async fn tell(controller: &mut Controller<'_>, rollout: &str, lab: [&String; 2])
     .await
 }
 
+/// What is reported of an agent while the one in trouble still is.
+fn as_it_should_end(at: usize, attempt: &Value) -> Result<()> {
+    ensure!(attempt["number"] == 1, "had two turns: {attempt}");
+    match at {
+        AWAY => ensure!(attempt["state"] == "assigned", "{attempt}"),
+        CRASHES => {
+            ensure!(attempt["state"] == "failed" && attempt["failure"]["kind"] == "rolled-back", "{attempt}");
+            ensure!(attempt["refusal"]["code"] == "crash-loop", "{attempt}");
+        }
+        FAR => {
+            ensure!(attempt["state"] == "deferred" && attempt["why"] == "window", "{attempt}");
+            ensure!(attempt["activated_at"].is_null(), "{attempt}");
+        }
+        _ => ensure!(attempt["state"] == "committed", "{attempt}"),
+    }
+    Ok(())
+}
+
 /// Thirty agents with `digits@1`, brought in a few at a time.
 async fn thirty(place: &Place) -> Result<Fleet<'_>> {
     let controller = Controller::start(place).await?;
@@ -214,9 +222,9 @@ async fn move_to(agent: &mut Agent<'_>, zone: &str) -> Result<()> {
     agent.start().await
 }
 
-/// Three power cuts while the new bundle is on probation.
-async fn crash_thrice(agent: &mut Agent<'_>) -> Result<()> {
-    for _ in 0..3 {
+/// Power cuts while the new bundle is on probation: of the process that switched, and of three starts after it.
+async fn crash_again_and_again(agent: &mut Agent<'_>) -> Result<()> {
+    for _ in 0..4 {
         until(&format!("{}: on probation", agent.name), LONG, async || {
             let slot = &agent.status().await?["update"]["slots"]["digits"];
             ensure!(slot["phase"] == "probation", "{slot}");
