@@ -100,6 +100,7 @@ mod alone {
         let rollout = start(&place, &controller, &plan).await?;
         until("everybody has the next one", LONG, async || {
             let ends = attempts(&controller, &rollout).await?;
+            ensure!(ends.len() == AGENTS, "{} members", ends.len());
             let missing: Vec<_> = ends.values().filter(|one| one["state"] != "committed").collect();
             ensure!(missing.is_empty(), "{} are missing, as {}", missing.len(), missing[0]);
             Ok(())
