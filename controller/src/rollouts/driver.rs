@@ -213,18 +213,20 @@ impl Strand {
         let documents = &self.parts.documents;
         let mut working = Working::new(documents);
         let Some(rollout) = working.rollout(id).await?.cloned() else { return Ok(Stepped::Until(None)) };
-        // Pending effects first: what was decided is carried out before anything new is decided.
-        if let Some(pending) = rollout.pending.first() {
-            return self.perform(&rollout, pending, now).await;
-        }
         let calendar = self.parts.calendar.current();
         let active = freeze::active(&calendar.periods, &rollout.plan.rollout.slot, now);
         let mut events = Vec::new();
-        if active != rollout.freeze {
+        let over = rollout.is_terminal() && rollout.wake.is_none();
+        if !over && active != rollout.freeze {
             events.push(Event::Freeze { active });
         }
-        if calendar.stopped != rollout.line {
+        if !over && calendar.stopped != rollout.line {
             events.push(Event::Line { stopped: calendar.stopped.clone() });
+        }
+        // What holds everybody back comes before everything: a hand-out that was decided just now is none then.
+        // After it, what was decided is carried out before anything new is decided.
+        if let Some(pending) = rollout.pending.first().filter(|_| events.is_empty()) {
+            return self.perform(working, &rollout, pending, now).await;
         }
         if rollout.wake.is_some_and(|wake| wake <= now) {
             events.push(Event::Tick);
@@ -235,7 +237,7 @@ impl Strand {
         {
             events.push(Event::Start { by: rollout.by.clone() });
         }
-        if events.is_empty() || rollout.is_terminal() && rollout.wake.is_none() {
+        if events.is_empty() {
             let ready = rollout.state == State::Ready;
             return Ok(Stepped::Until(rollout.wake.or(ready.then(|| now + LONGEST))));
         }
@@ -249,8 +251,10 @@ impl Strand {
         Ok(Stepped::On)
     }
 
+    /// Carries out what `working` has loaded with its rollout.
     async fn perform(
         &self,
+        working: Working<'_>,
         rollout: &Rollout,
         pending: &Pending,
         now: Timestamp,
@@ -261,29 +265,29 @@ impl Strand {
         let aftermath = match &pending.effect {
             Effect::WriteMembers => members::write(documents, roster, rollout, effect, now).await?,
             hand_out @ Effect::HandOut { .. } => {
-                let done = turns::hand_out(documents, roster, rollout, effect, hand_out, now).await?;
+                let done = turns::hand_out(working, roster, rollout, effect, hand_out, now).await?;
                 devices = done.devices;
                 done.aftermath
             }
             Effect::Revert { before, at_most } => {
                 let piece = (*before, *at_most);
                 let done =
-                    sweep::sweep(documents, roster, rollout, effect, SweepKind::Revert, piece, now).await?;
+                    sweep::sweep(working, roster, rollout, effect, SweepKind::Revert, piece, now).await?;
                 devices = done.devices;
                 done.aftermath
             }
             Effect::Cancel { before, at_most } => {
                 let piece = (*before, *at_most);
                 let done =
-                    sweep::sweep(documents, roster, rollout, effect, SweepKind::Cancel, piece, now).await?;
+                    sweep::sweep(working, roster, rollout, effect, SweepKind::Cancel, piece, now).await?;
                 devices = done.devices;
                 done.aftermath
             }
             Effect::Verdict { record } => {
                 tracing::info!(rollout = %rollout.id, decision = ?record.decision, "rollout.verdict");
-                verdicts::record(documents, audit, key, rollout, effect, record, now).await?
+                verdicts::record(working, audit, key, rollout, effect, record, now).await?
             }
-            Effect::Note { note } => verdicts::note(documents, rollout, effect, note, now).await?,
+            Effect::Note { note } => verdicts::note(working, rollout, effect, note, now).await?,
         };
         self.looks.after(aftermath);
         self.send(&devices).await;

@@ -98,7 +98,9 @@ pub(super) async fn write(
         let last = done.is_some();
         let event = Event::MembersWritten { effect, digest, written: written as u64, done };
         let names: Vec<_> = summary.strata.iter().map(|stratum| stratum.name.as_str()).collect();
-        let told = enlist(documents, rollout, chunk, &names, &event, now).await?;
+        let Some(told) = enlist(documents, rollout, chunk, &names, &event, now).await? else {
+            return Ok(aftermath); // ended, or written by another driver
+        };
         aftermath.deadlines.extend(told.deadlines);
         aftermath.rollouts = told.rollouts;
         if last {
@@ -126,7 +128,8 @@ async fn wipe(documents: &Documents, rollout: &Rollout) -> Result<(), StoreError
     Ok(())
 }
 
-/// One chunk of members with their places, and `event` for the rollout, in one transaction.
+/// One chunk of members with their places, and `event` for the rollout, in one transaction. `None`: the rollout
+/// does not want them any more, and nothing is written.
 async fn enlist(
     documents: &Documents,
     rollout: &Rollout,
@@ -134,10 +137,17 @@ async fn enlist(
     strata: &[&str],
     event: &Event,
     now: Timestamp,
-) -> Result<Aftermath, StoreError> {
+) -> Result<Option<Aftermath>, StoreError> {
     let id = &rollout.id;
     let slot = &rollout.plan.rollout.slot;
     let mut working = Working::new(documents);
+    let wanted = working.rollout(id).await?.is_some_and(|rollout| match event {
+        Event::MembersWritten { effect, .. } => rollout.pending.iter().any(|pending| pending.id == *effect),
+        _ => matches!(rollout.state, State::Running | State::Paused { .. } | State::Completed { .. }),
+    });
+    if !wanted {
+        return Ok(None);
+    }
     let mut transaction = Transaction::new();
     for member in members {
         let stratum = strata.get(usize::from(member.stratum)).copied().unwrap_or_default();
@@ -167,7 +177,7 @@ async fn enlist(
         tracing::error!(rollout = %id, %refused, "rollout.members");
     }
     documents.store.commit(working.stage(transaction)?).await?;
-    Ok(working.aftermath())
+    Ok(Some(working.aftermath()))
 }
 
 /// Takes devices in that were selected after the membership was fixed. Returns nothing if there are none.
@@ -208,5 +218,5 @@ pub(super) async fn join(
         .collect();
     let names: Vec<_> = rollout.membership.strata.iter().map(|stratum| stratum.name.as_str()).collect();
     let event = Event::Joined { devices: members.len() as u64 };
-    enlist(documents, rollout, &members, &names, &event, now).await.map(Some)
+    enlist(documents, rollout, &members, &names, &event, now).await
 }

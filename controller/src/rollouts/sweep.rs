@@ -22,12 +22,12 @@ pub(super) struct Swept {
     pub(super) aftermath: Aftermath,
 }
 
-/// One piece of a sweep. Idempotent: an attempt that went through it once has nothing left to take back.
+/// One piece of a sweep of `rollout`, which `working` has loaded. Idempotent: an attempt that went through it once has nothing left to take back.
 ///
 /// # Errors
 /// [`StoreError`]; nothing happened then.
 pub(super) async fn sweep(
-    documents: &Documents,
+    mut working: Working<'_>,
     roster: &dyn Roster,
     rollout: &Rollout,
     effect: EffectId,
@@ -35,8 +35,8 @@ pub(super) async fn sweep(
     (before, at_most): (Option<Cursor>, u64),
     now: Timestamp,
 ) -> Result<Swept, StoreError> {
+    let documents = working.documents();
     let at_most = at_most.clamp(1, MOST);
-    let mut working = Working::new(documents);
     let mut transaction = Transaction::new();
     let (mut devices, mut cursor, mut seen) = (Vec::new(), before, 0);
     let stages = u16::try_from(rollout.plan.stages.len()).unwrap_or(u16::MAX);

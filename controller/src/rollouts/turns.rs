@@ -33,12 +33,14 @@ pub(super) struct HandedOut {
     pub(super) aftermath: Aftermath,
 }
 
-/// Carries out one `HandOut`. Idempotent: attempts carry the number of the effect that handed them out.
+/// Carries out one `HandOut` of `rollout`, which `working` has loaded: whoever changes it meanwhile, such as a
+/// person who stops it, makes the transaction stale. Idempotent: attempts carry the number of the effect that
+/// handed them out.
 ///
 /// # Errors
 /// [`StoreError`]; nothing happened then.
 pub(super) async fn hand_out(
-    documents: &Documents,
+    mut working: Working<'_>,
     roster: &dyn Roster,
     rollout: &Rollout,
     id: EffectId,
@@ -48,9 +50,9 @@ pub(super) async fn hand_out(
     let Effect::HandOut { stage, mode, at_most, after, again } = effect else {
         return Ok(HandedOut { devices: vec![], aftermath: Aftermath::default() });
     };
+    let documents = working.documents();
     let at_most = (*at_most).min(MOST);
     let groups = groups(documents, rollout).await?;
-    let mut working = Working::new(documents);
     let mut scan = Scan::all().prefix(turn_prefix(&rollout.id, *stage)).limit(PAGE);
     if let (Some(after), false) = (after, again) {
         scan.after = Some(super::documents::turn_id(&rollout.id, *stage, *after));

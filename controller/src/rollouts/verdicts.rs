@@ -1,9 +1,6 @@
 //! The effects `Verdict` and `Note`: what was decided, from which numbers, by which rule or person, signed.
 
-use super::{
-    documents::Documents,
-    working::{Aftermath, Working},
-};
+use super::working::{Aftermath, Working};
 use crate::{
     rollout::{Because, EffectId, Event, Note, Rollout, VerdictRecord},
     signing::signer::{OnlineKey, SignerError},
@@ -44,9 +41,10 @@ pub(super) fn log_of(rollout: &RolloutId) -> String {
     format!("{VERDICT_LOG}/{rollout}")
 }
 
-/// Takes a verdict into the audit log and the rollout's own, and reports the effect done: one transaction.
+/// Takes a verdict into the audit log and the rollout's own, and reports the effect done: one transaction, stale
+/// if somebody else did it since `working` loaded the rollout.
 pub(super) async fn record(
-    documents: &Documents,
+    mut working: Working<'_>,
     audit: &AuditLog,
     key: &OnlineKey,
     rollout: &Rollout,
@@ -71,7 +69,6 @@ pub(super) async fn record(
         after: serde_json::to_string(&signed).ok(),
         note: Some(note),
     };
-    let mut working = Working::new(documents);
     done(&mut working, rollout, effect, now).await?;
     let transaction = working.stage(Transaction::new().append(log_of(&rollout.id), body))?;
     audit.commit(transaction, &[draft]).await?;
@@ -80,7 +77,7 @@ pub(super) async fn record(
 
 /// Tells people in the log; `rollout show` has the same sentence.
 pub(super) async fn note(
-    documents: &Documents,
+    mut working: Working<'_>,
     rollout: &Rollout,
     effect: EffectId,
     note: &Note,
@@ -88,9 +85,8 @@ pub(super) async fn note(
 ) -> Result<Aftermath, StoreError> {
     let said = serde_json::to_string(note).unwrap_or_default(); // plain data: cannot fail
     tracing::warn!(rollout = %rollout.id, bundle = %rollout.release.bundle, note = said, "rollout.note");
-    let mut working = Working::new(documents);
     done(&mut working, rollout, effect, now).await?;
-    documents.store.commit(working.stage(Transaction::new())?).await?;
+    working.documents().store.commit(working.stage(Transaction::new())?).await?;
     Ok(working.aftermath())
 }
 

@@ -51,6 +51,10 @@ impl<'a> Working<'a> {
         Self { documents, rollouts: BTreeMap::new(), attempts: BTreeMap::new() }
     }
 
+    pub(super) fn documents(&self) -> &'a Documents {
+        self.documents
+    }
+
     pub fn is_changed(&self) -> bool {
         self.rollouts.values().flatten().any(|one| one.changed)
             || self.attempts.values().flatten().any(|one| one.changed)

@@ -48,10 +48,10 @@ pub(super) fn other() -> Actor {
 /// Two stages without statistics; ten minutes are a second.
 pub(super) fn plan(bundle: &str) -> Plan {
     let mut plan = Plan::new(slot(), bundle.parse().unwrap());
-    let sized = |name: &str, percent| Stage { size: Some(Share::Percent(percent)), ..Stage::named(name) };
+    let sized = |name: &str, size| Stage { size: Some(size), ..Stage::named(name) };
     plan.stages = vec![
-        Stage { coverage: Some(Share::Percent(100.0)), ..sized("canary", 40.0) },
-        Stage { dynamic: true, ..sized("all", 100.0) },
+        Stage { coverage: Some(Share::Percent(100.0)), ..sized("canary", Share::Count(4)) },
+        Stage { dynamic: true, ..sized("all", Share::Percent(100.0)) },
     ];
     plan.limits = Limits::none();
     plan.assign.seed = SEED.to_owned();

@@ -72,7 +72,6 @@ async fn a_freeze_holds_the_next_stage_back_until_it_is_taken_away() {
     bench.until("it has looked again", || async { bench.rollout("r-2").await.clock > seen }).await;
     let rollout = bench.rollout("r-2").await;
     assert_eq!((rollout.state.name(), handed_out(&rollout)), (StateName::Paused, 4));
-    // A new one does not even begin.
     process.calendar.remove(&author(), "holidays", clock::now()).await.unwrap();
     process.rollouts.look_again();
     bench.reaches("r-2", StateName::Completed).await;
@@ -96,9 +95,9 @@ async fn a_freeze_ends_by_itself_and_over_restarts() {
     process.calendar.add(&author(), period, now).await.unwrap();
     process.roll(plan("digits@2"), "r-2").await;
     bench
-        .until("it waits for its start", || async {
+        .until("it waits", || async {
             let rollout = bench.rollout("r-2").await;
-            rollout.state.name() == StateName::Scheduled && rollout.freeze.is_some()
+            rollout.state.name() == StateName::Paused && rollout.freeze.is_some()
         })
         .await;
     process.kill().await;

@@ -167,10 +167,12 @@ async fn a_later_rollout_takes_over_who_has_not_activated_and_only_if_it_says_so
     for id in &ids {
         assert_eq!(bench.runs(id).as_deref(), Some("digits@3"), "{id}");
     }
+    // Who was on the way is told to stop by the one, who had not begun is taken by the other.
     let left = bench.attempts("r-2").await;
-    let taken = left
-        .values()
-        .filter(|one| matches!(&one.state, AttemptState::Superseded { by } if by.as_str() == "r-3"));
+    let taken = left.values().filter(|one| match &one.state {
+        AttemptState::Superseded { by } => by.as_str() == "r-3",
+        state => *state == AttemptState::Cancelled,
+    });
     assert!(taken.count() >= 9, "{left:#?}");
     process.kill().await;
     bench.check();
@@ -244,4 +246,44 @@ async fn nobody_approves_the_own_rollout() {
     assert!(approved.record.because == by && approved.record.at >= now, "{approved:?}");
     process.kill().await;
     bench.check();
+}
+
+/// What is stored is read again, whatever the state: one unreadable rollout would hide all others.
+#[test]
+fn every_state_is_read_as_it_was_written() {
+    use crate::rollout::{PauseWhy, Plan, Release, Rollout, Seed, State};
+    let now = clock::now();
+    let bundle: edgefleet_shared::ids::BundleName = "digits@2".parse().unwrap();
+    let envelope = edgefleet_shared::digest::EnvelopeDigest::of(b"release");
+    let release = Release { bundle: bundle.clone(), envelope, envelope_size: 1, download: 1 };
+    let plan = Plan::new("digits".parse().unwrap(), bundle);
+    let mut rollout =
+        Rollout::draft("r-1".parse().unwrap(), 1, release, plan, Seed::new([1; 32]), "ana", now);
+    let by: edgefleet_shared::ids::RolloutId = "r-2".parse().unwrap();
+    let paused = |why| State::Paused { why };
+    for state in [
+        State::Draft,
+        State::PendingApproval,
+        State::Ready,
+        State::Scheduled { at: now },
+        State::Assigning { written: 3, digest: None },
+        State::Running,
+        paused(PauseWhy::Operator { by: "eve".into(), reason: "why not".into() }),
+        paused(PauseWhy::Gate { rule: Rule::Lost, sentence: "2 are silent".into() }),
+        paused(PauseWhy::FreezeCalendar { name: "holidays".into() }),
+        paused(PauseWhy::LineStopped),
+        State::Reverting,
+        State::Reverted { unreachable: 1 },
+        State::Aborted,
+        State::Completed { tail_until: now },
+        State::Superseded { by },
+        State::Expired,
+    ] {
+        rollout.state = state;
+        let text = serde_json::to_string(&rollout).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Rollout>(&text).map_err(|e| format!("{e}: {text}")),
+            Ok(rollout.clone())
+        );
+    }
 }
