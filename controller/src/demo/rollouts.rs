@@ -15,10 +15,7 @@ use crate::{
     rollout::{Because, Bucket, Decision, Mode, Plan, Rollout, StageState, State, VerdictRecord},
 };
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Longest time a rollout of the demo may take to its next event, seconds.
 const LIMIT: u64 = 55;
@@ -263,6 +260,11 @@ fn reported(verdict: &VerdictRecord) -> VerdictReport {
     VerdictReport { stage, decision: word(&verdict.decision), rule, by, sentence }
 }
 
+/// `admin` of `token:b5qcambjaebi (admin)`.
+fn name_of(actor: &str) -> &str {
+    actor.split_once('(').map_or(actor, |(_, name)| name.trim_end_matches(')'))
+}
+
 /// A verdict as people read it, with what the gates of its stage said.
 fn lines(verdict: &VerdictRecord, rollout: &Rollout) -> Vec<String> {
     let VerdictReport { stage, decision, rule, by, sentence } = reported(verdict);
@@ -270,15 +272,14 @@ fn lines(verdict: &VerdictRecord, rollout: &Rollout) -> Vec<String> {
     let decision = decision.trim_start_matches("stage-").to_uppercase();
     let who = match (rule, by) {
         (Some(rule), _) => format!("rule {rule}"),
-        (None, by) => format!("by {}", by.unwrap_or_default()),
+        (None, by) => format!("by {}", by.as_deref().map_or("", name_of)),
     };
     let colon = if sentence.is_empty() { "" } else { ": " };
     let mut lines = wrapped(&format!("{decision:<12} {stage:<7} {who}{colon}{sentence}"), "   ", 23);
     let decided = matches!(verdict.decision, Decision::StagePassed | Decision::StageInconclusive);
     let gates = verdict.stage.as_ref().and_then(|(at, _)| rollout.plan.stages.get(usize::from(*at)));
     if let (true, Some(stage), Some(seen)) = (decided, gates, &verdict.assessment) {
-        let asked: BTreeSet<_> = stage.gates.iter().collect();
-        for gate in seen.gates.iter().filter(|gate| asked.contains(&gate.gate)) {
+        for gate in stage.gates.iter().filter_map(|gate| seen.gate(*gate)) {
             lines.extend(wrapped(&format!("{}: {}", gate.gate, gate.sentence), "                       ", 2));
         }
     }

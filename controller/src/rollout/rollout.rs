@@ -113,6 +113,8 @@ pub enum State {
         tail_until: Timestamp,
     },
     Superseded {
+        /// Not `by`: the state's fields stand beside the rollout's own, which has its author there.
+        #[serde(rename = "superseded-by")]
         by: RolloutId,
     },
     Expired,

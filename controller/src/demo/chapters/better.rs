@@ -16,8 +16,10 @@ const BUNDLE: &str = "digits@2";
 
 pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     tale.push(&tale.options.model.join("v2"), BUNDLE).await?;
+    let drawn = tale.stage.agents.len().saturating_sub(1);
     let first = tale.stage.agents.first().map(|agent| agent.id.clone()).unwrap_or_default();
-    let stages = vec![lab(parsed(BUNDLE, &first)?), shadow(), canary(&[Gate::Hard, Gate::Latency]), all()];
+    let stages =
+        vec![lab(parsed(BUNDLE, &first)?), shadow(drawn), canary(drawn, &[Gate::Hard, Gate::Latency]), all()];
     let plan = plan(tale.options, BUNDLE, stages, Span::minutes(10))?;
     let mut watched = tale.roll_out(plan).await?;
     let what = "the verdict on the canaries";

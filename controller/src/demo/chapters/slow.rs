@@ -19,9 +19,7 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     tale.console.say(
         "   every answer as good as those of digits@2, far within its own limits, and many times slower",
     );
-    // Two devices that go back are the limit, so at least three try it.
-    let mut few = canary(&[Gate::Hard]);
-    few.min = Some(3);
+    let few = canary(tale.stage.agents.len(), &[Gate::Hard]);
     // Time for the hundred answers that a 95th percentile takes.
     let plan = plan(tale.options, BUNDLE, vec![few, all()], Span::minutes(40))?;
     let mut watched = tale.roll_out(plan).await?;
