@@ -149,7 +149,7 @@ impl Tale<'_> {
     pub(super) async fn refused_by_all(&mut self, bundle: &str) -> Result<Vec<Value>, DemoError> {
         let rollout = self.start_rollout(bundle).await?;
         let Self { stage, console, .. } = self;
-        let attempts = stage
+        stage
             .wait_for(
                 &format!("{bundle} refused by all devices"),
                 FLEET_LIMIT,
@@ -163,14 +163,13 @@ impl Tale<'_> {
                     Ok(if ended == stage.agents.len() { Ok(all) } else { Err(state) })
                 },
             )
-            .await?;
-        self.take_back(&rollout, bundle).await?;
-        Ok(attempts)
+            .await
     }
 
     /// An assignment that failed stands still until a person decides: until then the devices are still meant
     /// to have the bundle, and the next rollout would take them back to it.
-    async fn take_back(&mut self, rollout: &str, bundle: &str) -> Result<(), DemoError> {
+    pub(super) async fn take_back(&mut self, attempts: &[Value], bundle: &str) -> Result<(), DemoError> {
+        let rollout = attempts.first().map(|attempt| text(&attempt["rollout"])).unwrap_or_default();
         let order = json!({"order": "abort", "mode": "revert", "reason": "every device refused it"});
         let path = format!("/api/v1/rollouts/{rollout}/orders");
         let (taken, answer) = self.stage.post(&path, &self.stage.token, &order).await?;
