@@ -15,10 +15,7 @@ use crate::{
     rollout::{Because, Bucket, Decision, Mode, Plan, Rollout, StageState, State, VerdictRecord},
 };
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Longest time a rollout of the demo may take to its next event, seconds.
 const LIMIT: u64 = 55;
@@ -155,8 +152,9 @@ impl Tale<'_> {
     }
 
     fn tell_new(&mut self, watched: &mut Watched, rollout: &Rollout, verdicts: &[VerdictRecord]) {
-        for verdict in verdicts.iter().skip(watched.told) {
-            for line in lines(verdict, rollout) {
+        for (at, verdict) in verdicts.iter().enumerate().skip(watched.told) {
+            let before = at.checked_sub(1).and_then(|before| verdicts.get(before));
+            for line in lines(verdict, before, rollout) {
                 self.console.say(&line);
             }
         }
@@ -218,7 +216,8 @@ impl Ended {
     pub(super) fn short(&self) -> String {
         let one = |verdict: &VerdictRecord| {
             let VerdictReport { stage, decision, rule, by, .. } = reported(verdict);
-            format!("{} {decision} {}", stage.unwrap_or_default(), rule.or(by).unwrap_or_default())
+            let who = rule.or_else(|| by.map(|by| name_of(&by).to_owned())).unwrap_or_default();
+            format!("{} {decision} ({who})", stage.unwrap_or_default()).trim_start().to_owned()
         };
         let all: Vec<_> = self.verdicts.iter().map(one).collect();
         format!("{}: {}", self.state, all.join(", "))
@@ -263,23 +262,33 @@ fn reported(verdict: &VerdictRecord) -> VerdictReport {
     VerdictReport { stage, decision: word(&verdict.decision), rule, by, sentence }
 }
 
+/// `admin` of `token:b5qcambjaebi (admin)`.
+fn name_of(actor: &str) -> &str {
+    actor.split_once('(').map_or(actor, |(_, name)| name.trim_end_matches(')'))
+}
+
 /// A verdict as people read it, with what the gates of its stage said.
-fn lines(verdict: &VerdictRecord, rollout: &Rollout) -> Vec<String> {
+fn lines(verdict: &VerdictRecord, before: Option<&VerdictRecord>, rollout: &Rollout) -> Vec<String> {
     let VerdictReport { stage, decision, rule, by, sentence } = reported(verdict);
     let stage = stage.unwrap_or_else(|| "-".to_owned());
     let decision = decision.trim_start_matches("stage-").to_uppercase();
     let who = match (rule, by) {
         (Some(rule), _) => format!("rule {rule}"),
-        (None, by) => format!("by {}", by.unwrap_or_default()),
+        (None, by) => format!("by {}", by.as_deref().map_or("", name_of)),
     };
-    let colon = if sentence.is_empty() { "" } else { ": " };
-    let mut lines = wrapped(&format!("{decision:<12} {stage:<7} {who}{colon}{sentence}"), "   ", 23);
+    // A consequence has the words of its cause, which stand in the line above.
+    let known = sentence.is_empty() || before.is_some_and(|before| before.because == verdict.because);
+    let words = if known { String::new() } else { format!(": {sentence}") };
+    let mut lines = wrapped(&format!("{decision:<12} {stage:<7} {who}{words}"), "   ", 21);
     let decided = matches!(verdict.decision, Decision::StagePassed | Decision::StageInconclusive);
     let gates = verdict.stage.as_ref().and_then(|(at, _)| rollout.plan.stages.get(usize::from(*at)));
     if let (true, Some(stage), Some(seen)) = (decided, gates, &verdict.assessment) {
-        let asked: BTreeSet<_> = stage.gates.iter().collect();
-        for gate in seen.gates.iter().filter(|gate| asked.contains(&gate.gate)) {
-            lines.extend(wrapped(&format!("{}: {}", gate.gate, gate.sentence), "                       ", 2));
+        for gate in stage.gates.iter().filter_map(|gate| seen.gate(*gate)) {
+            lines.extend(wrapped(
+                &format!("{}: {}", gate.gate, gate.sentence),
+                "                        ",
+                2,
+            ));
         }
     }
     lines
@@ -304,7 +313,8 @@ fn numbers(gate: &GateReport) -> Vec<String> {
     let worst: Vec<_> = gate
         .worst
         .iter()
-        .filter(|slice| slice.bad > 0.0)
+        // A slice that holds everything says nothing more than the whole.
+        .filter(|slice| slice.bad > 0.0 && slice.of < gate.observations)
         .take(3)
         .map(|slice| format!("`{}` {:.0} of {:.0}", slice.name, slice.bad, slice.of))
         .collect();

@@ -16,8 +16,11 @@ use std::{
 };
 
 const POLL: Duration = Duration::from_millis(200);
-/// One image per agent in this time: a steady load that leaves a two-core machine room to answer.
+/// One image per agent in this time: a steady load that leaves a two-core machine room to answer. More agents
+/// than [`PROMPT`] share it.
 const PAUSE: Duration = Duration::from_millis(25);
+/// Agents that two cores answer for at this pace.
+const PROMPT: usize = 8;
 
 pub struct Agent {
     pub id: String,
@@ -194,7 +197,7 @@ impl Stage {
                 model: "digits",
                 holdout: holdout.clone(),
                 images: (number..holdout.images.len()).step_by(devices).collect(),
-                pause: PAUSE,
+                pause: PAUSE * pace(devices),
                 trial: self.trial.clone(),
             }));
         }
@@ -271,6 +274,11 @@ impl Stage {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// How many times slower each of so many agents is asked than each of a few.
+pub(super) fn pace(devices: usize) -> u32 {
+    u32::try_from(devices.div_ceil(PROMPT)).unwrap_or(u32::MAX).max(1)
 }
 
 async fn start_controller(

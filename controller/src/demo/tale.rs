@@ -5,9 +5,11 @@ use super::{
     console::Console,
     load::Holdout,
     report::{RefusalReport, Report},
+    rollouts::is_over,
     stage::{Stage, text},
 };
-use serde_json::Value;
+use crate::rollout::Rollout;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -162,6 +164,35 @@ impl Tale<'_> {
                 },
             )
             .await
+    }
+
+    /// An assignment that failed stands still until a person decides: until then the devices are still meant
+    /// to have the bundle, and the next rollout would take them back to it.
+    pub(super) async fn take_back(&mut self, attempts: &[Value], bundle: &str) -> Result<(), DemoError> {
+        let rollout = attempts.first().map(|attempt| text(&attempt["rollout"])).unwrap_or_default();
+        let order = json!({"order": "abort", "mode": "revert", "reason": "every device refused it"});
+        let path = format!("/api/v1/rollouts/{rollout}/orders");
+        let (taken, answer) = self.stage.post(&path, &self.stage.token, &order).await?;
+        if !taken {
+            let what = format!("to take {bundle} back");
+            return Err(DemoError::Refused { what, answer: answer.to_string() });
+        }
+        let Self { stage, console, .. } = self;
+        let path = format!("/api/v1/rollouts/{rollout}");
+        stage
+            .wait_for(
+                &format!("{bundle} taken back"),
+                FLEET_LIMIT,
+                async |stage| console.refresh(stage).await,
+                async |stage| {
+                    let found: Rollout = stage.get_as(&path).await?;
+                    let state = found.state.name().as_str().to_owned();
+                    Ok(if is_over(&found.state) { Ok(()) } else { Err(state) })
+                },
+            )
+            .await?;
+        console.say("   taken back: every device is meant to serve what it serves");
+        Ok(())
     }
 
     /// Checks that every device refused `bundle`, and for the reason `code`.

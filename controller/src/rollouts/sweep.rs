@@ -12,6 +12,7 @@ use crate::{
     store::{Expect, StoreError, Transaction},
 };
 use edgefleet_shared::{ids::DeviceId, time::Timestamp};
+use std::collections::BTreeSet;
 
 /// Most devices in one transaction.
 const MOST: u64 = 500;
@@ -39,6 +40,8 @@ pub(super) async fn sweep(
     let at_most = at_most.clamp(1, MOST);
     let mut transaction = Transaction::new();
     let (mut devices, mut cursor, mut seen) = (Vec::new(), before, 0);
+    // One that ran it in the shadow and then had its turn stands in both stages, and is taken back whole.
+    let mut met = BTreeSet::new();
     let stages = u16::try_from(rollout.plan.stages.len()).unwrap_or(u16::MAX);
     let exhausted = 'all: {
         for stage in (0..stages).rev().filter(|stage| before.is_none_or(|at| *stage <= at.stage)) {
@@ -54,6 +57,9 @@ pub(super) async fn sweep(
                 }
                 seen += 1;
                 cursor = Some(here);
+                if !met.insert(device.clone()) {
+                    continue;
+                }
                 let taken = take(documents, roster, &mut working, rollout, &device, kind, now).await?;
                 if let Some((key, expect, intent)) = taken {
                     transaction = transaction.put_json(INTENT, key, expect, &intent)?;

@@ -9,7 +9,7 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     refused_push(tale).await?;
     let attempts = tale.refused_by_all("digits@3").await?;
     tale.judge_refusals(&attempts, "digits@3", "golden-mismatch");
-    Ok(())
+    tale.take_back(&attempts, "digits@3").await
 }
 
 async fn refused_push(tale: &mut Tale<'_>) -> Result<(), DemoError> {

@@ -17,7 +17,8 @@ const ALONE: u64 = 200;
 pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     let source = numbered(&tale.options.model.join("v2"), &tale.options.dir.join("v7"), 7)?;
     tale.push(&source, BUNDLE).await?;
-    let plan = plan(tale.options, BUNDLE, vec![canary(&[Gate::Hard]), all()], Span::minutes(10))?;
+    let few = canary(tale.stage.agents.len(), &[Gate::Hard]);
+    let plan = plan(tale.options, BUNDLE, vec![few, all()], Span::minutes(10))?;
     let mut watched = tale.roll_out(plan).await?;
     let busy = |stage: &crate::rollout::StageProgress| {
         stage.counts.get(Bucket::InFlight) + stage.counts.get(Bucket::Committed) > 0

@@ -3,9 +3,9 @@
 use crate::{
     demo::{
         DemoError,
-        plans::{all, canary, plan},
+        plans::{all, canary, plan, shadow},
         rollouts::wrapped,
-        stage::text,
+        stage::{pace, text},
         tale::Tale,
     },
     evidence::Gate,
@@ -19,11 +19,11 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     tale.console.say(
         "   every answer as good as those of digits@2, far within its own limits, and many times slower",
     );
-    // Two devices that go back are the limit, so at least three try it.
-    let mut few = canary(&[Gate::Hard]);
-    few.min = Some(3);
+    let devices = tale.stage.agents.len();
+    let stages = vec![shadow(devices), canary(devices, &[Gate::Hard]), all()];
     // Time for the hundred answers that a 95th percentile takes.
-    let plan = plan(tale.options, BUNDLE, vec![few, all()], Span::minutes(40))?;
+    let probation = Span::minutes(40 * u64::from(pace(devices)));
+    let plan = plan(tale.options, BUNDLE, stages, probation)?;
     let mut watched = tale.roll_out(plan).await?;
     tale.tried.push(BUNDLE.to_owned());
     let ended = tale.watch_to_end(&mut watched).await?;
@@ -41,6 +41,11 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
         "devices go back from digits@6 by themselves, for its latency",
         own.len() >= 2,
         format!("{} devices; {}", own.len(), ended.short()),
+    );
+    tale.report.check(
+        "labels find nothing wrong with digits@6 in its shadow stage",
+        ended.on("shadow", Decision::StagePassed).is_some(),
+        ended.short(),
     );
     let stopped = ended.on("canary", Decision::StageFailed);
     tale.report.check(

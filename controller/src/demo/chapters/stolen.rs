@@ -15,5 +15,5 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     tale.console.say("   the controller is back with a forged release in its store");
     let attempts = tale.refused_by_all("digits@4").await?;
     tale.judge_refusals(&attempts, "digits@4", "signature-invalid");
-    Ok(())
+    tale.take_back(&attempts, "digits@4").await
 }

@@ -15,7 +15,8 @@ const BUNDLE: &str = "digits@5";
 pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     tale.push(&tale.options.model.join("v5"), BUNDLE).await?;
     tale.console.say("   signed, its golden samples match, every device's trial run accepts it");
-    let stages = vec![shadow(), canary(&[Gate::Hard]), all()];
+    let devices = tale.stage.agents.len();
+    let stages = vec![shadow(devices), canary(devices, &[Gate::Hard]), all()];
     let plan = plan(tale.options, BUNDLE, stages, Span::minutes(10))?;
     let mut watched = tale.roll_out(plan).await?;
     let ended = tale.watch_to_end(&mut watched).await?;

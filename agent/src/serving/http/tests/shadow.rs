@@ -165,7 +165,8 @@ async fn labels_say_who_was_right_whenever_they_come() {
     };
     let label = async |id: &str, truth: &str| {
         let body = json!({"prediction_id": id, "label": truth}).to_string();
-        assert_eq!(server.post("/v1/feedback", &body).await.json()["matched"], 1);
+        let answer = server.post("/v1/feedback", &body).await.json();
+        assert_eq!((&answer["matched"], &answer["compared"]), (&json!(1), &json!({"digits@2": 1})));
     };
     // Before the candidate answers ...
     let (win, loss) = (ask(2).await, ask(3).await);
