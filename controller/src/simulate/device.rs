@@ -25,7 +25,7 @@ pub(super) enum Doing {
     Probation,
 }
 
-/// What changes on a device: 32 bytes of it.
+/// What changes on a device.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unit {
     /// Newest generation it has read.
@@ -40,6 +40,8 @@ pub(super) struct Unit {
     pub from: u32,
     /// Last sign of life the controller got, seconds since 1970.
     pub heard: u32,
+    /// When its last full report arrives, milliseconds since 1970.
+    pub reported: u64,
     pub epoch: u16,
     pub boot: u8,
     pub doing: Doing,
@@ -280,15 +282,25 @@ impl World {
         if self.units[device as usize].dark {
             return;
         }
-        let (duplicates, reordered) = (self.settings.faults.duplicates, self.settings.faults.reordered);
+        let faults = &self.settings.faults;
+        let (duplicates, reordered, overtaken) = (faults.duplicates, faults.reordered, faults.overtaken_reports);
+        let is_report = matches!(said, DeviceSaid::Report { .. });
+        let overtakes = self.rng.chance(if is_report { overtaken } else { reordered });
         let mut at = self.now + held_back + 50 + self.rng.below(2_000);
-        if self.rng.chance(reordered) {
+        if overtakes {
             at += self.rng.below(600_000);
         }
-        let Some(arrives) = self.fleet.connected(device, at) else { return };
+        let Some(mut arrives) = self.fleet.connected(device, at) else { return };
+        // One session keeps the order of full reports; repeats follow at once. Ends and telemetry are sent again
+        // until they are acknowledged, whenever that is.
+        if is_report && !overtakes {
+            let last = &mut self.units[device as usize].reported;
+            arrives = arrives.max(*last + 1);
+            *last = arrives + 1;
+        }
         if self.rng.chance(duplicates) {
-            let again = arrives + 1 + self.rng.below(3_600_000);
-            let again = self.fleet.connected(device, again).unwrap_or(again);
+            let later = if is_report && !overtakes { 1 } else { 1 + self.rng.below(3_600_000) };
+            let again = self.fleet.connected(device, arrives + later).unwrap_or(arrives + later);
             self.queue.push(again, Item::Deliver { device, said: Box::new(said.clone()) });
         }
         self.queue.push(arrives, Item::Deliver { device, said: Box::new(said) });

@@ -177,8 +177,10 @@ pub struct Faults {
     pub outages: f64,
     /// Messages that arrive twice.
     pub duplicates: f64,
-    /// Messages that are minutes late and so overtaken.
+    /// Terminal reports and telemetry that are minutes late and so overtaken.
     pub reordered: f64,
+    /// Full reports that are: a connection keeps their order, so this takes a broken one.
+    pub overtaken_reports: f64,
     /// Windows that are hours late.
     pub late_windows: f64,
     /// Devices whose clock is wrong by hours, and jumps.
@@ -201,6 +203,7 @@ impl Faults {
             outages: 0.0,
             duplicates: 0.0,
             reordered: 0.0,
+            overtaken_reports: 0.0,
             late_windows: 0.0,
             clock_jumps: 0.0,
             broken_downloads: 0.0,
@@ -220,6 +223,7 @@ impl Faults {
             outages: 1.0 / 60.0,
             duplicates: 0.02,
             reordered: 0.05,
+            overtaken_reports: 0.0,
             late_windows: 0.02,
             clock_jumps: 0.002,
             broken_downloads: 0.01,
@@ -239,6 +243,7 @@ impl Faults {
             outages: 0.3,
             duplicates: 0.3,
             reordered: 0.3,
+            overtaken_reports: 0.1,
             late_windows: 0.2,
             clock_jumps: 0.05,
             broken_downloads: 0.2,

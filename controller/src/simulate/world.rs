@@ -142,7 +142,7 @@ impl World {
             }
             self.now = self.now.max(at);
             self.counts.events += 1;
-            self.happens(item);
+            self.happens(at, item);
         }
         Outcome::of(self, idle)
     }
@@ -158,8 +158,10 @@ impl World {
         }
     }
 
-    fn happens(&mut self, item: Item) {
+    fn happens(&mut self, at: u64, item: Item) {
         match item {
+            // Another was planned for an earlier time since.
+            Item::Wake if self.wake_at != Some(at) => {}
             Item::Wake => {
                 self.wake_at = None;
                 let due = self.docs.rollout.wake.is_some_and(|wake| wake.as_millis() <= self.now);
