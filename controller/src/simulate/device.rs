@@ -283,7 +283,8 @@ impl World {
             return;
         }
         let faults = &self.settings.faults;
-        let (duplicates, reordered, overtaken) = (faults.duplicates, faults.reordered, faults.overtaken_reports);
+        let (duplicates, reordered, overtaken) =
+            (faults.duplicates, faults.reordered, faults.overtaken_reports);
         let is_report = matches!(said, DeviceSaid::Report { .. });
         let overtakes = self.rng.chance(if is_report { overtaken } else { reordered });
         let mut at = self.now + held_back + 50 + self.rng.below(2_000);
