@@ -36,7 +36,6 @@ pub(super) fn plan(
     plan.stages = stages;
     plan.probation = probation;
     (plan.gates.min_canaries, plan.gates.min_controls) = (CANARIES, CONTROLS);
-    plan.assign.compare = Span::minutes(20);
     plan.gates.accuracy.sources = [format!("local:{SOURCE}")].into();
     plan.gates.accuracy.max_drop = 0.03;
     // What takes three times as long as the bundle before is taken back by the device itself.

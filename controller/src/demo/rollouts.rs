@@ -161,18 +161,14 @@ impl Tale<'_> {
         watched.told = watched.told.max(verdicts.len());
     }
 
-    /// The token of somebody else, made once.
-    pub(super) async fn second_person(&mut self) -> Result<String, DemoError> {
-        if let Some(token) = &self.second {
-            return Ok(token.clone());
-        }
-        let args = ["token", "create", "second-person", "--role", "approver", "--ttl", "1h"];
+    /// The token of somebody else, with this role.
+    pub(super) async fn second_person(&mut self, name: &str, role: &str) -> Result<String, DemoError> {
+        let args = ["token", "create", name, "--role", role, "--ttl", "1h"];
         let made = self.stage.command(&args).await?;
         let token = text(&made["text"]);
         if token.is_empty() {
             return Err(DemoError::Output { command: args.join(" "), output: made.to_string() });
         }
-        self.second = Some(token.clone());
         Ok(token)
     }
 

@@ -88,7 +88,6 @@ async fn tell(options: &DemoOptions, report: &mut Report, console: &mut Console)
         holdout,
         released: vec![],
         tried: vec![],
-        second: None,
         activation: vec![],
     };
     for chapter in Chapter::plan(options.chapter) {

@@ -36,8 +36,6 @@ pub(super) struct Tale<'d> {
     pub released: Vec<String>,
     /// Bundles that some devices served for a while, and went back from.
     pub tried: Vec<String>,
-    /// The token of a second person, once there is one.
-    pub second: Option<String>,
     /// Seconds from `assign` to committed, of each device and bundle.
     pub activation: Vec<f64>,
 }

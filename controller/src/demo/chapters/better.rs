@@ -9,8 +9,9 @@ use crate::{
         tale::Tale,
     },
     evidence::Gate,
-    rollout::{Because, Decision, Rule, Span},
+    rollout::{Because, Decision, PauseWhy, Rule, Span, State},
 };
+use serde_json::json;
 
 const BUNDLE: &str = "digits@2";
 
@@ -28,6 +29,8 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
         .await?;
     if asks.approvals.open.is_some() {
         vouch(tale, &watched).await?;
+    } else if matches!(asks.state, State::Paused { why: PauseWhy::Inconclusive }) {
+        go_on(tale, &watched).await?;
     }
     let ended = tale.watch_to_end(&mut watched).await?;
     let by_labels = ended.on("shadow", Decision::StagePassed);
@@ -44,6 +47,9 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
         ended.state == "completed" && everybody,
         format!("{serving} devices; {}", ended.short()),
     );
+    if !everybody {
+        return Ok(());
+    }
     tale.released.push(BUNDLE.to_owned());
     tale.enough(BUNDLE).await?;
     tale.console.table(&tale.stage).await;
@@ -66,12 +72,23 @@ async fn vouch(tale: &mut Tale<'_>, watched: &Watched) -> Result<(), DemoError> 
         code.as_str(),
     );
     tale.console.say(&format!("                        the author may not vouch for it: {code}"));
-    let second = tale.second_person().await?;
+    let second = tale.second_person("second-person", "approver").await?;
     let (taken, answer) = tale.approve(watched, &second, reason).await?;
     tale.report.check(
         "a second person vouches for what few devices cannot prove",
         taken,
         text(&answer["code"]),
     );
+    Ok(())
+}
+
+/// Enough devices to compare, and still no verdict in the longest soak, as on a busy machine: it stands until a
+/// person other than the author goes on, with a reason.
+async fn go_on(tale: &mut Tale<'_>, watched: &Watched) -> Result<(), DemoError> {
+    let second = tale.second_person("on-call", "operator").await?;
+    let order = json!({"order": "resume", "reason": "no canary is slower than its budget"});
+    let path = format!("/api/v1/rollouts/{}/orders", watched.id);
+    let (taken, answer) = tale.stage.post(&path, &second, &order).await?;
+    tale.report.check("a second person goes on without a verdict", taken, text(&answer["code"]));
     Ok(())
 }

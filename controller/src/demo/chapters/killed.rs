@@ -55,6 +55,9 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
         ended.state == "completed" && serving == tale.stage.agents.len(),
         format!("{serving} serve {BUNDLE}; {}", ended.short()),
     );
+    if serving < tale.stage.agents.len() {
+        return Ok(());
+    }
     tale.released.push(BUNDLE.to_owned());
     tale.enough(BUNDLE).await?;
     tale.console.table(&tale.stage).await;
