@@ -29,12 +29,15 @@ pub(super) struct Documents {
 
 struct Store {
     kind: (u32, f64),
-    /// The document as it lies on disk.
-    json: Vec<u8>,
+    /// The document as it was written last; who reads it, reads JSON.
+    written: Rollout,
     revision: u64,
     copies: Vec<Copy>,
     acting: usize,
 }
+
+/// One in so many commits writes its attempts as JSON and reads them back.
+const THROUGH_JSON: u64 = 8;
 
 /// What came of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ impl Documents {
             StoreKind::Memory => None,
             StoreKind::Documents { drivers, crashes } => Some(Store {
                 kind: (drivers.max(1), crashes),
-                json: json(&rollout),
+                written: rollout.clone(),
                 revision: 1,
                 copies: vec![Copy { rollout: rollout.clone(), revision: 1 }; drivers.max(1) as usize],
                 acting: 0,
@@ -107,14 +110,16 @@ impl Documents {
         let (Some(store), Some(undo)) = (&mut self.store, self.undo.take()) else { return Commit::Done };
         let copy = &mut store.copies[store.acting];
         if copy.revision == store.revision {
-            for (member, _) in undo.attempts {
-                let Some(attempt) = &mut self.attempts[member as usize] else { continue };
-                **attempt = read(&json(&**attempt));
-            }
-            store.json = json(&self.rollout);
             store.revision += 1;
-            *copy = Copy { rollout: read(&store.json), revision: store.revision };
-            self.rollout = copy.rollout.clone();
+            // Every change goes through the store now and then, not each time: that would be most of the work.
+            if store.revision.is_multiple_of(THROUGH_JSON) {
+                for (member, _) in undo.attempts {
+                    let Some(attempt) = &mut self.attempts[member as usize] else { continue };
+                    **attempt = read(&json(&**attempt));
+                }
+            }
+            store.written = self.rollout.clone();
+            *copy = Copy { rollout: self.rollout.clone(), revision: store.revision };
             return Commit::Done;
         }
         for (member, old) in undo.attempts.into_iter().rev() {
@@ -123,7 +128,7 @@ impl Documents {
         for (device, old) in undo.wanted.into_iter().rev() {
             wanted[device as usize] = old;
         }
-        *copy = Copy { rollout: read(&store.json), revision: store.revision };
+        *copy = Copy { rollout: read(&json(&store.written)), revision: store.revision };
         self.rollout = copy.rollout.clone();
         Commit::Conflict
     }
@@ -131,7 +136,8 @@ impl Documents {
     /// The acting driver dies; the next one reads what lies on disk.
     pub(super) fn restart(&mut self) {
         if let Some(store) = &mut self.store {
-            store.copies[store.acting] = Copy { rollout: read(&store.json), revision: store.revision };
+            store.copies[store.acting] =
+                Copy { rollout: read(&json(&store.written)), revision: store.revision };
             self.rollout = store.copies[store.acting].rollout.clone();
         }
     }

@@ -27,7 +27,7 @@ pub fn mixture(devices: u32, seed: u64) -> Settings {
         settings.behaviour = worst(&settings.behaviour, &other);
     }
     settings.per_site = 3 + rng.below(60) as u32;
-    settings.window_secs = [900, 3_600, 7_200][rng.below(3) as usize];
+    settings.window_secs = [1_800, 3_600, 7_200][rng.below(3) as usize];
     settings.all_windows = rng.chance(0.5);
     settings.terse = rng.chance(0.3);
     settings.people = [People::Agreeing, People::Absent, People::Busy, People::Busy][rng.below(4) as usize];
@@ -109,5 +109,7 @@ fn plan(rng: &mut Rng, mut plan: Plan) -> Plan {
     plan.on_fail = [OnFail::Revert, OnFail::Revert, OnFail::Halt, OnFail::Freeze][rng.below(4) as usize];
     plan.on_inconclusive.then = [OnFail::Revert, OnFail::Halt, OnFail::Freeze][rng.below(3) as usize];
     plan.approval = rng.chance(0.2);
+    // A month of waiting for devices that never come shows no more than some days of it.
+    plan.timeouts.rest = Span::days(1 + rng.below(6));
     plan
 }

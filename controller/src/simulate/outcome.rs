@@ -82,31 +82,31 @@ impl Outcome {
         }
     }
 
-    /// The first thing that stopped it, or its success.
+    /// Harm if any was ever proved, else the first thing that stopped it, else its success.
     pub fn ending(&self) -> Ending {
-        for verdict in &self.verdicts {
-            let Because::Rule { rule, .. } = &verdict.because else { continue };
-            let stops = matches!(
-                verdict.decision,
-                Decision::StageFailed
-                    | Decision::Paused
-                    | Decision::Reverting
-                    | Decision::Aborted
-                    | Decision::StageInconclusive
-            );
-            match rule {
-                Rule::FreezeCalendar | Rule::LineStopped => {}
-                Rule::Harm if stops => {
+        let stops = |verdict: &&VerdictRecord| {
+            use Decision::{Aborted, Paused, Reverting, StageFailed, StageInconclusive};
+            matches!(verdict.decision, StageFailed | Paused | Reverting | Aborted | StageInconclusive)
+        };
+        let mut first = None;
+        for verdict in self.verdicts.iter().filter(stops) {
+            match &verdict.because {
+                Because::Rule { rule: Rule::Harm, .. } => {
                     let gates = verdict.assessment.as_ref().map_or(&[][..], |seen| &seen.gates);
                     let failed = gates.iter().filter(|report| report.verdict == Verdict::Fail);
                     return Ending::Harm(failed.map(|report| report.gate).collect());
                 }
-                Rule::MaxSoak if stops => return Ending::Inconclusive,
-                rule if stops => return Ending::Rule(*rule),
-                _ => {}
+                Because::Rule { rule: Rule::FreezeCalendar | Rule::LineStopped, .. }
+                | Because::Person { .. } => {}
+                Because::Rule { rule, .. } => first = first.or(Some(*rule)),
             }
         }
-        if self.state == "completed" { Ending::Completed } else { Ending::Open }
+        match first {
+            Some(Rule::MaxSoak) => Ending::Inconclusive,
+            Some(rule) => Ending::Rule(rule),
+            None if self.state == "completed" => Ending::Completed,
+            None => Ending::Open,
+        }
     }
 }
 

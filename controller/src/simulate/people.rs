@@ -6,7 +6,7 @@ use super::{
     settings::{AUTHOR, COLLEAGUE, People},
     world::World,
 };
-use crate::rollout::{AbortMode, ActiveFreeze, DeviceSaid, Event, LineStopped, Span};
+use crate::rollout::{AbortMode, ActiveFreeze, DeviceSaid, Event, LineStopped, PauseWhy, Span, State};
 use edgefleet_shared::time::Timestamp;
 
 /// Numbers of troubles that end others.
@@ -32,8 +32,12 @@ impl World {
         match self.settings.people {
             People::Absent => {}
             People::Agreeing => {
+                let by = COLLEAGUE.to_owned();
+                let reason = "seen and understood".to_owned();
                 if self.docs.rollout.approvals.open.is_some() {
-                    self.event(Event::Approve { by: COLLEAGUE.to_owned(), reason });
+                    self.event(Event::Approve { by, reason });
+                } else if matches!(self.docs.rollout.state, State::Paused { why: PauseWhy::Inconclusive }) {
+                    self.event(Event::Resume { by, reason });
                 }
             }
             People::Busy => {

@@ -40,7 +40,7 @@ pub struct Settings {
 /// How the people around a rollout behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum People {
-    /// Approves after some hours whatever asks for approval, and leaves pauses alone.
+    /// After some hours approves whatever asks for approval and goes on where evidence was inconclusive.
     Agreeing,
     /// Nobody ever answers.
     Absent,
