@@ -22,6 +22,8 @@ const LIMIT: u64 = 55;
 /// How often devices are asked for their counts while evidence is gathered. Windows of five minutes would be
 /// in time for a real fleet, not for this one; a label counts once however often it is asked for.
 const COUNTS: Duration = Duration::from_secs(2);
+/// Longest wait for the last report.
+const SETTLED: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(100);
 /// Width of explanations on a terminal.
 const WIDTH: usize = 100;
@@ -350,8 +352,20 @@ fn sentences(rollout: &Rollout) -> String {
 }
 
 impl Stage {
-    /// Devices whose slot serves `bundle` now, as they say themselves.
+    /// Devices whose slot serves `bundle`, as they say themselves. How an attempt ended is heard a moment before
+    /// the report that says what serves now, so this waits a while for the last of them.
     pub(super) async fn serving(&self, bundle: &str) -> Result<usize, DemoError> {
+        let started = Instant::now();
+        loop {
+            let serving = self.serving_now(bundle).await?;
+            if serving == self.agents.len() || started.elapsed() > SETTLED {
+                return Ok(serving);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn serving_now(&self, bundle: &str) -> Result<usize, DemoError> {
         let devices = self.get("/api/v1/devices?limit=1000").await?;
         let own =
             |agent: &&super::stage::Agent| super::console::slot(&devices, &agent.id)["active"] == *bundle;
