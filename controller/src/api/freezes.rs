@@ -109,7 +109,8 @@ async fn stop_the_line(
     ApiJson(switch): ApiJson<LineSwitch>,
 ) -> Result<Json<Calendar>, Problem> {
     let LineSwitch { stopped, reason } = switch;
-    let calendar = operations.calendar.stop_the_line(&caller.actor(), stopped, reason, clock::now()).await?;
+    let calendar =
+        operations.calendar.stop_the_line(&caller.actor(), stopped, reason, clock::now()).await?;
     operations.rollouts.look_again();
     Ok(Json(Calendar::clone(&calendar)))
 }

@@ -1,7 +1,6 @@
 //! Rollouts as the API shows and takes them. Field names are part of the contract; the documents inside
 //! (plan, rollout, attempt, verdict) are those of [`rollout`](crate::rollout) themselves.
 
-pub use crate::rollouts::SignedVerdict;
 use crate::{
     evidence::{Assessment, Gate},
     rollout::{
@@ -14,6 +13,7 @@ use edgefleet_shared::{
     ids::{BundleName, RolloutId, SlotName},
     time::Timestamp,
 };
+pub use crate::rollouts::SignedVerdict;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

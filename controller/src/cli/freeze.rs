@@ -90,9 +90,7 @@ impl LineCommand {
         let calendar: Calendar =
             context.client()?.put("/api/v1/line", &LineSwitch { stopped, reason }).await?;
         context.print(&calendar, |calendar| match &calendar.stopped {
-            Some(_) => {
-                "the line is stopped: no rollout hands anything out; `edgefleet line go` ends it".into()
-            }
+            Some(_) => "the line is stopped: no rollout hands anything out; `edgefleet line go` ends it".into(),
             None => "the line goes on".to_owned(),
         })
     }
@@ -102,22 +100,14 @@ fn show(calendar: &Calendar) -> String {
     let rows = calendar.periods.iter().map(|period| {
         let slots: Vec<_> = period.slots.iter().map(ToString::to_string).collect();
         let slots = if slots.is_empty() { "all".to_owned() } else { slots.join(", ") };
-        vec![
-            period.name.clone(),
-            period.from.to_string(),
-            period.until.to_string(),
-            slots,
-            period.reason.clone(),
-        ]
+        vec![period.name.clone(), period.from.to_string(), period.until.to_string(), slots, period.reason.clone()]
     });
     let list = match calendar.periods.is_empty() {
         true => "the calendar is empty".to_owned(),
         false => table::of(&["FREEZE", "FROM", "UNTIL", "SLOTS", "WHY"], rows),
     };
     match &calendar.stopped {
-        Some(stop) => {
-            format!("THE LINE IS STOPPED by {} since {}: {}\n\n{list}", stop.by, stop.at, stop.reason)
-        }
+        Some(stop) => format!("THE LINE IS STOPPED by {} since {}: {}\n\n{list}", stop.by, stop.at, stop.reason),
         None => list,
     }
 }

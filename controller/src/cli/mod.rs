@@ -13,7 +13,6 @@ pub mod freeze;
 pub mod keys;
 pub mod model;
 pub mod people;
-mod plan_file;
 pub mod rollout;
 pub mod serve;
 mod serve_file;
@@ -22,6 +21,7 @@ pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod trust;
+mod plan_file;
 mod verdict;
 
 use clap::{Parser, Subcommand};

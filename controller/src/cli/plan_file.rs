@@ -60,9 +60,10 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_with_its_line_and_key() {
-        for (name, text) in
-            [("plan.yaml", "soak: 24h\nsoaks: 1h\n"), ("plan.toml", "soak = \"24h\"\nsoaks = \"1h\"\n")]
-        {
+        for (name, text) in [
+            ("plan.yaml", "soak: 24h\nsoaks: 1h\n"),
+            ("plan.toml", "soak = \"24h\"\nsoaks = \"1h\"\n"),
+        ] {
             let (_dir, path) = file(name, text);
             let said = read::<Small>(&path).unwrap_err().causes.join(" ");
             assert!(said.contains("soaks") && said.contains('2'), "{said}");

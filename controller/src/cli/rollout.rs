@@ -3,10 +3,7 @@
 use super::{context::Context, device::pages, failure::Failure, table};
 use crate::{
     api::rollout_views::{NewRollout, RolloutSummary, StartedRollout},
-    rollout::{
-        Attempt, Plan, Rollout, Span,
-        plan::{Limits, OnOverlap},
-    },
+    rollout::{Attempt, Plan, Rollout, Span, plan::{Limits, OnOverlap}},
 };
 use clap::{Args, Subcommand};
 use edgefleet_shared::{
@@ -103,9 +100,7 @@ impl RolloutCommand {
             Self::List => {
                 let all: Vec<RolloutSummary> = pages(&client, "/api/v1/rollouts", "").await?;
                 context.print(&all, |all| {
-                    let row = |one: &RolloutSummary| {
-                        vec![one.id.to_string(), one.bundle.to_string(), one.state.clone()]
-                    };
+                    let row = |one: &RolloutSummary| vec![one.id.to_string(), one.bundle.to_string(), one.state.clone()];
                     table::of(&["ROLLOUT", "BUNDLE", "STATE"], all.iter().map(row))
                 })
             }

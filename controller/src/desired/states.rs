@@ -214,7 +214,8 @@ impl DesiredStates {
 /// [`StoreError`].
 pub async fn stored_generation(store: &dyn FleetStore, device: &DeviceId) -> Result<u64, StoreError> {
     let Some(found) = store.get(DESIRED, device.as_str()).await? else { return Ok(0) };
-    let record: DesiredRecord = serde_json::from_slice(&found.body)
-        .map_err(|source| StoreError::Unreadable { kind: DESIRED, id: device.to_string(), source })?;
+    let record: DesiredRecord = serde_json::from_slice(&found.body).map_err(|source| {
+        StoreError::Unreadable { kind: DESIRED, id: device.to_string(), source }
+    })?;
     Ok(record.desired.generation)
 }

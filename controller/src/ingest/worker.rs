@@ -225,8 +225,7 @@ impl Ingest {
     ) -> Result<Vec<(DeviceId, Ack)>, StoreError> {
         loop {
             let documents: &Documents = self.rollouts.documents();
-            let (mut work, mut heard, mut ears) =
-                (Working::default(), Heard::new(documents), Ears::new(documents));
+            let (mut work, mut heard, mut ears) = (Working::default(), Heard::new(documents), Ears::new(documents));
             for batch in batches {
                 self.take(&mut work, &mut heard, &mut ears, batch, now).await?;
             }

@@ -13,12 +13,9 @@ use crate::{
     driver::{Driver, DriverHandle, DriverParts, Order},
     findings::{FindingCode, Findings},
     fleet::testing::{ADDRESS, TestDevice, TestFleet, actor, expect_enrolled},
-    ingest::{Ingest, Surroundings},
-    rollout::{
-        Bucket, Plan, Release,
-        plan::{Limits as PlanLimits, OnOverlap},
-    },
+    rollout::{Bucket, Plan, Release, plan::{Limits as PlanLimits, OnOverlap}},
     rollouts::{Calendars, Documents, NewRolloutRequest, RolloutDriver, RolloutParts, Rollouts},
+    ingest::{Ingest, Surroundings},
     signing::setup,
     transfer::{BlockServer, Library, LibraryError, Limits},
 };
@@ -165,8 +162,7 @@ impl Bench {
 
     async fn assign(&self, supersede: bool, bundle: &str, id: &str) -> edgefleet_shared::ids::RolloutId {
         let bundle: BundleName = bundle.parse().expect("a bundle");
-        let mut plan =
-            Plan::single_stage((&bundle.model).into(), bundle.clone(), vec![Selector::everything()]);
+        let mut plan = Plan::single_stage((&bundle.model).into(), bundle.clone(), vec![Selector::everything()]);
         plan.limits = PlanLimits::none();
         if supersede {
             plan.rollout.on_overlap = OnOverlap::Supersede;

@@ -40,9 +40,7 @@ pub fn check_rollout(rollout: &Rollout) -> Vec<Violation> {
     for (n, stage) in rollout.stages.iter().enumerate() {
         if n < open {
             let over = matches!(stage.state, StageState::Passed | StageState::Skipped);
-            found.must(over, "stage order", || {
-                format!("stage {n} is {:?}, stage {open} is open", stage.state)
-            });
+            found.must(over, "stage order", || format!("stage {n} is {:?}, stage {open} is open", stage.state));
         }
         if n > open {
             let untouched = stage.handed_out == 0 && stage.state == StageState::Waiting;
@@ -61,9 +59,7 @@ pub fn check_rollout(rollout: &Rollout) -> Vec<Violation> {
         if let Effect::HandOut { at_most, stage, mode, .. } = &pending.effect {
             outstanding += at_most;
             hand_outs += 1;
-            found.must(usize::from(*stage) <= open, "stage order", || {
-                format!("a turn in stage {stage} of {open}")
-            });
+            found.must(usize::from(*stage) <= open, "stage order", || format!("a turn in stage {stage} of {open}"));
             let plan = rollout.plan.stages.get(usize::from(*stage)).map(|stage| stage.mode);
             found.must(plan == Some(*mode), "mode", || format!("{mode:?} in stage {stage}"));
         }
@@ -88,9 +84,7 @@ pub fn check_rollout(rollout: &Rollout) -> Vec<Violation> {
         let left: u64 = rollout.stages.iter().map(|stage| stage.counts.get(Bucket::Reverting)).sum();
         let swept = rollout.sweep.as_ref().is_some_and(|sweep| sweep.exhausted);
         // Devices may come back after the end: fewer than listed is well.
-        found.must(swept, "revert reaches everybody", || {
-            format!("{left} left of {unreachable}, sweep not done")
-        });
+        found.must(swept, "revert reaches everybody", || format!("{left} left of {unreachable}, sweep not done"));
     }
     if !rollout.is_terminal() {
         let says = !super::explain::explain(rollout, rollout.clock).is_empty();
@@ -106,8 +100,8 @@ pub fn check_rollout(rollout: &Rollout) -> Vec<Violation> {
 
 fn may_follow(before: StateName, after: StateName) -> bool {
     use StateName::{
-        Aborted, Assigning, Completed, Draft, Expired, Paused, PendingApproval, Ready, Reverted, Reverting,
-        Running, Scheduled, Superseded,
+        Aborted, Assigning, Completed, Draft, Expired, Paused, PendingApproval, Ready, Reverted, Reverting, Running,
+        Scheduled, Superseded,
     };
     let to: &[StateName] = match before {
         Draft => &[PendingApproval, Ready, Scheduled, Assigning, Aborted, Expired],
@@ -130,31 +124,21 @@ pub fn check_step(before: &Rollout, event: &Event, after: &Rollout) -> Vec<Viola
     let (from, to) = (before.state.name(), after.state.name());
     found.must(may_follow(from, to), "transitions", || format!("{from} to {to} by {event:?}"));
     if from == StateName::Completed && to == StateName::Paused {
-        found.must(!before.reopened && after.reopened, "terminal is terminal", || {
-            "reopened a second time".into()
-        });
+        found.must(!before.reopened && after.reopened, "terminal is terminal", || "reopened a second time".into());
     }
     found.must(after.clock >= before.clock, "time", || format!("{} after {}", after.clock, before.clock));
-    found.must(after.stage >= before.stage, "stage order", || {
-        format!("{} after {}", after.stage, before.stage)
-    });
+    found.must(after.stage >= before.stage, "stage order", || format!("{} after {}", after.stage, before.stage));
     for (n, (old, new)) in before.stages.iter().zip(&after.stages).enumerate() {
         if new.handed_out != old.handed_out {
             let told = matches!(event, Event::HandedOut { effect, count, .. }
                 if old.handed_out + count == new.handed_out && before.pending.iter().any(|p| p.id == *effect));
-            found.must(told, "turns are counted once", || {
-                format!("stage {n}: {} to {}", old.handed_out, new.handed_out)
-            });
+            found.must(told, "turns are counted once", || format!("stage {n}: {} to {}", old.handed_out, new.handed_out));
         }
         let told = matches!(
             event,
-            Event::HandedOut { .. }
-                | Event::Moved { moved: Move::Change(_) }
-                | Event::MembersWritten { .. }
-                | Event::Joined { .. }
+            Event::HandedOut { .. } | Event::Moved { moved: Move::Change(_) } | Event::MembersWritten { .. } | Event::Joined { .. }
         );
-        found
-            .must(told || old.counts == new.counts, "counters", || format!("stage {n} changed by {event:?}"));
+        found.must(told || old.counts == new.counts, "counters", || format!("stage {n} changed by {event:?}"));
     }
     let fixed = before.plan == after.plan && before.seed == after.seed && before.id == after.id;
     found.must(fixed, "the plan is frozen", || format!("changed by {event:?}"));
@@ -168,11 +152,7 @@ pub fn check_attempt(attempt: &Attempt) -> Vec<Violation> {
     let untouched = matches!(attempt.state, AttemptState::Planned | AttemptState::Held);
     found.must(untouched != attempt.handed_at.is_some() || gone_before_its_turn(attempt), "turns", who);
     if attempt.activated_at.is_some() {
-        found.must(
-            attempt.handed_at.is_some() && attempt.mode == Mode::Active,
-            "activation needs a turn",
-            who,
-        );
+        found.must(attempt.handed_at.is_some() && attempt.mode == Mode::Active, "activation needs a turn", who);
     }
     if matches!(attempt.state, AttemptState::Committed { .. }) {
         found.must(attempt.activated_at.is_some(), "committed means activated", who);
@@ -189,10 +169,7 @@ fn gone_before_its_turn(attempt: &Attempt) -> bool {
 
 /// What must hold between a rollout and all its attempts, once every move has been applied and no hand-out or
 /// sweep is half done.
-pub fn check_together<'a>(
-    rollout: &Rollout,
-    attempts: impl IntoIterator<Item = &'a Attempt>,
-) -> Vec<Violation> {
+pub fn check_together<'a>(rollout: &Rollout, attempts: impl IntoIterator<Item = &'a Attempt>) -> Vec<Violation> {
     let mut found = Found::default();
     let mut counted = vec![Counts::default(); rollout.stages.len()];
     let mut groups: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
@@ -210,40 +187,27 @@ pub fn check_together<'a>(
         }
         if attempt.handed_at.is_some() {
             found.must(attempt.turn_stage() <= rollout.stage, "stage order", || {
-                format!(
-                    "{} of stage {} had its turn in stage {}",
-                    attempt.device,
-                    attempt.turn_stage(),
-                    rollout.stage
-                )
+                format!("{} of stage {} had its turn in stage {}", attempt.device, attempt.turn_stage(), rollout.stage)
             });
         }
         if let Some(group) = attempt.group.as_deref() {
             let row = groups.entry(group).or_default();
             row.0 += 1;
-            let bucket =
-                if attempt.mode == Mode::Shadow { attempt.shadow_bucket } else { Some(attempt.bucket) };
+            let bucket = if attempt.mode == Mode::Shadow { attempt.shadow_bucket } else { Some(attempt.bucket) };
             row.1 += u64::from(bucket == Some(Bucket::InFlight));
         }
         if matches!(rollout.state, State::Reverted { .. }) {
             let back = !matches!(
                 attempt.state,
-                AttemptState::Committed { .. }
-                    | AttemptState::Probation
-                    | AttemptState::Activating
-                    | AttemptState::Lost
+                AttemptState::Committed { .. } | AttemptState::Probation | AttemptState::Activating | AttemptState::Lost
             );
-            found.must(back, "revert reaches everybody", || {
-                format!("{} is {:?}", attempt.device, attempt.state)
-            });
+            found.must(back, "revert reaches everybody", || format!("{} is {:?}", attempt.device, attempt.state));
         }
     }
     // Members that were written but never reported belong to a rollout that ended before.
     let known = rollout.membership.digest.is_some();
     for (n, (mine, told)) in counted.iter().zip(&rollout.stages).enumerate().filter(|_| known) {
-        found.must(told.counts.is_settled(), "counters", || {
-            format!("stage {n} below zero: {:?}", told.counts)
-        });
+        found.must(told.counts.is_settled(), "counters", || format!("stage {n} below zero: {:?}", told.counts));
         found.must(*mine == told.counts, "counters", || {
             format!("stage {n}: the rollout says {:?}, its attempts {mine:?}", told.counts)
         });
@@ -251,9 +215,7 @@ pub fn check_together<'a>(
     if let Some((_, share)) = rollout.plan.group_rule() {
         for (group, (members, in_flight)) in groups {
             let cap = share.of(members).max(1);
-            found.must(in_flight <= cap, "redundancy groups", || {
-                format!("{in_flight} of `{group}`, at most {cap}")
-            });
+            found.must(in_flight <= cap, "redundancy groups", || format!("{in_flight} of `{group}`, at most {cap}"));
         }
     }
     found.0

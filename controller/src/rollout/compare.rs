@@ -151,18 +151,13 @@ pub fn compare(canary: &mut Attempt, controls: &[&Attempt], plan: &Plan) -> Vec<
     }
     canary.compared.done = true;
     canary.deadline = canary.next_deadline(plan);
-    let joined: Vec<_> =
-        controls.iter().filter(|c| c.match_of == canary.match_of && c.compared.joined.is_some()).collect();
+    let joined: Vec<_> = controls.iter().filter(|c| c.match_of == canary.match_of && c.compared.joined.is_some()).collect();
     let speeds: Vec<_> = joined.iter().map(|control| control.speeds()).collect();
     let vote = latency_vote(canary.speeds(), &speeds, plan.gates.latency.factor);
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let heard = joined.iter().filter(|control| control.compared.windows > 0).count();
     vec![
-        observed(Observation::Latency {
-            device: canary.device.clone(),
-            stratum: canary.stratum.clone(),
-            vote,
-        }),
+        observed(Observation::Latency { device: canary.device.clone(), stratum: canary.stratum.clone(), vote }),
         observed(Observation::Telemetry {
             canary: Reporting { expected: 1, received: u32::from(canary.compared.windows > 0) },
             control: Reporting { expected: narrow(joined.len()), received: narrow(heard) },

@@ -26,12 +26,7 @@ impl Explainer<'_> {
     fn say(&mut self, what: What, since: Timestamp, until: Option<Timestamp>, who: Who, sentence: String) {
         let about_stage = !matches!(
             what,
-            What::Submit
-                | What::Start
-                | What::StartTime
-                | What::Members { .. }
-                | What::Effects { .. }
-                | What::Tail { .. }
+            What::Submit | What::Start | What::StartTime | What::Members { .. } | What::Effects { .. } | What::Tail { .. }
         );
         let index = usize::from(self.rollout.stage);
         let stage = self.rollout.plan.stages.get(index).filter(|_| about_stage);
@@ -44,18 +39,10 @@ impl Explainer<'_> {
         let rest = since + rollout.plan.wait(rollout.plan.timeouts.rest);
         match &rollout.state {
             State::Draft => {
-                self.say(
-                    What::Submit,
-                    since,
-                    Some(rest),
-                    Who::Author,
-                    "a draft: nobody has submitted it".into(),
-                );
+                self.say(What::Submit, since, Some(rest), Who::Author, "a draft: nobody has submitted it".into());
             }
             State::PendingApproval => self.approval(),
-            State::Ready => {
-                self.say(What::Start, since, Some(rest), Who::Operator, "ready: nobody has started it".into())
-            }
+            State::Ready => self.say(What::Start, since, Some(rest), Who::Operator, "ready: nobody has started it".into()),
             State::Scheduled { at } => {
                 if *at > self.now {
                     self.say(What::StartTime, since, Some(*at), Who::Nobody, format!("starts at {at}"));
@@ -95,13 +82,7 @@ impl Explainer<'_> {
         };
         let by = &self.rollout.by;
         let sentence = format!("somebody other than {by} has to agree to {what}");
-        self.say(
-            What::Approval { scope: open.scope },
-            open.since,
-            Some(open.until),
-            Who::OtherPerson,
-            sentence,
-        );
+        self.say(What::Approval { scope: open.scope }, open.since, Some(open.until), Who::OtherPerson, sentence);
     }
 
     fn calendar(&mut self) {
@@ -112,13 +93,7 @@ impl Explainer<'_> {
         if let Some(freeze) = self.rollout.freeze.clone() {
             let sentence = format!("freeze period `{}` until {}", freeze.name, freeze.until);
             let until = Some(freeze.until);
-            self.say(
-                What::FreezeCalendar { name: freeze.name },
-                self.rollout.since,
-                until,
-                Who::Operator,
-                sentence,
-            );
+            self.say(What::FreezeCalendar { name: freeze.name }, self.rollout.since, until, Who::Operator, sentence);
         }
     }
 
@@ -139,20 +114,13 @@ impl Explainer<'_> {
                 } else {
                     format!("{finished} of {wanted} devices have finished ({counted} were seen lately)")
                 };
-                self.say(
-                    What::Coverage { finished, wanted, by_bucket },
-                    stage.since,
-                    None,
-                    Who::Devices,
-                    sentence,
-                );
+                self.say(What::Coverage { finished, wanted, by_bucket }, stage.since, None, Who::Devices, sentence);
             }
             StageState::Soaking => {
                 let from = stage.soak_from.unwrap_or(stage.since);
                 let soaked = from + rollout.plan.wait(plan.soak);
                 if self.now < soaked {
-                    let sentence =
-                        format!("watched until {soaked} at least, unless evidence decides earlier");
+                    let sentence = format!("watched until {soaked} at least, unless evidence decides earlier");
                     self.say(What::Soak, from, Some(soaked), Who::Nobody, sentence);
                 }
                 let gates: Vec<_> = rollout
@@ -167,8 +135,7 @@ impl Explainer<'_> {
                 if !gates.is_empty() {
                     let most = Span::secs(plan.max_soak().as_secs().saturating_add(stage.extended.as_secs()));
                     let until = from + rollout.plan.wait(most);
-                    let sentence =
-                        format!("no verdict yet on {}; without one it pauses at {until}", gates.join(", "));
+                    let sentence = format!("no verdict yet on {}; without one it pauses at {until}", gates.join(", "));
                     self.say(What::Evidence { gates }, from, Some(until), Who::Devices, sentence);
                 }
             }
@@ -194,8 +161,7 @@ impl Explainer<'_> {
             }
             Err(HeldBack::Concurrency) => {
                 let (in_flight, cap) = (rollout.in_flight(), rollout.concurrency_cap());
-                let sentence =
-                    format!("{in_flight} devices are under way, at most {cap} may be; {left} wait");
+                let sentence = format!("{in_flight} devices are under way, at most {cap} may be; {left} wait");
                 self.say(What::Concurrency { in_flight, cap }, since, None, Who::Devices, sentence);
             }
             Err(HeldBack::Bytes) => {
@@ -223,9 +189,7 @@ impl Explainer<'_> {
             PauseWhy::Inconclusive => {
                 ("the longest soak is over without a verdict".to_owned(), plan.on_inconclusive.unattended)
             }
-            PauseWhy::ApprovalExpired => {
-                ("nobody agreed in time".to_owned(), plan.on_inconclusive.unattended)
-            }
+            PauseWhy::ApprovalExpired => ("nobody agreed in time".to_owned(), plan.on_inconclusive.unattended),
         };
         let until = rollout.since + plan.wait(span);
         let who = if matches!(why, PauseWhy::Operator { .. }) { Who::Operator } else { Who::OtherPerson };
@@ -246,10 +210,7 @@ impl Explainer<'_> {
     fn tail(&mut self, until: Timestamp) {
         let over = |bucket: Bucket| {
             bucket.is_finished()
-                || matches!(
-                    bucket,
-                    Bucket::Cancelled | Bucket::Superseded | Bucket::Removed | Bucket::Reverted
-                )
+                || matches!(bucket, Bucket::Cancelled | Bucket::Superseded | Bucket::Removed | Bucket::Reverted)
         };
         let stragglers: u64 = self.rollout.stages.iter().map(|stage| stage.counts.sum(|b| !over(b))).sum();
         if stragglers > 0 {

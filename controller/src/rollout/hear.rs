@@ -234,8 +234,7 @@ impl Attempt {
         if matches!(self.state, AttemptState::Committed { .. }) {
             return;
         }
-        let late =
-            matches!(self.state, AttemptState::TimedOut { .. } | AttemptState::Lost | AttemptState::Failed);
+        let late = matches!(self.state, AttemptState::TimedOut { .. } | AttemptState::Lost | AttemptState::Failed);
         self.refusal = None;
         self.go(AttemptState::Committed { late }, None, now, moves);
     }
@@ -269,30 +268,19 @@ impl Attempt {
         self.refusal = refusal.cloned();
         let failure = Failure { kind, code };
         // Whoever is late has no further try.
-        let again = retry != Retry::Never
-            && !matches!(self.state, AttemptState::TimedOut { .. } | AttemptState::Lost);
+        let again = retry != Retry::Never && !matches!(self.state, AttemptState::TimedOut { .. } | AttemptState::Lost);
         match kind {
             FailureKind::Download if again => {
                 self.tries.downloads += 1;
                 if self.tries.downloads < plan.retry.download {
                     let until = now + self.backoff(plan, self.tries.downloads);
-                    return self.go(
-                        AttemptState::RetryWait { until, penalty: false },
-                        self.failure,
-                        now,
-                        moves,
-                    );
+                    return self.go(AttemptState::RetryWait { until, penalty: false }, self.failure, now, moves);
                 }
                 if self.tries.penalties < plan.retry.penalties {
                     self.tries.penalties += 1;
                     self.tries.downloads = 0;
                     let until = now + plan.wait(plan.retry.penalty);
-                    return self.go(
-                        AttemptState::RetryWait { until, penalty: true },
-                        Some(failure),
-                        now,
-                        moves,
-                    );
+                    return self.go(AttemptState::RetryWait { until, penalty: true }, Some(failure), now, moves);
                 }
             }
             FailureKind::Preflight | FailureKind::TimedOut
@@ -313,8 +301,7 @@ impl Attempt {
         self.leave_risk_set(moves);
         self.go(AttemptState::Failed, Some(failure), now, moves);
         // A bundle that fails beside the active one is not tried in its place.
-        let hopeless =
-            matches!(kind, FailureKind::Incompatible | FailureKind::Verify | FailureKind::Preflight);
+        let hopeless = matches!(kind, FailureKind::Incompatible | FailureKind::Verify | FailureKind::Preflight);
         if self.mode == Mode::Shadow && hopeless && self.bucket == Bucket::Planned {
             self.bucket = Bucket::Failed;
             moves.push(Move::Change(Change {
@@ -479,13 +466,7 @@ impl Attempt {
         let over = matches!(from, Bucket::Shadowing | Bucket::Failed | Bucket::TimedOut | Bucket::Cancelled);
         if !over {
             self.shadow_bucket = Some(Bucket::Cancelled);
-            moves.push(Move::Change(Change {
-                stage,
-                from,
-                to: Bucket::Cancelled,
-                failed: None,
-                unfailed: None,
-            }));
+            moves.push(Move::Change(Change { stage, from, to: Bucket::Cancelled, failed: None, unfailed: None }));
         }
     }
 
@@ -504,11 +485,7 @@ impl Attempt {
         // A device that went back failed nevertheless; its stage remembers.
         let keeps = matches!(
             self.state,
-            AttemptState::Reverting
-                | AttemptState::Reverted
-                | AttemptState::Cancelled
-                | AttemptState::Superseded { .. }
-                | AttemptState::Removed
+            AttemptState::Reverting | AttemptState::Reverted | AttemptState::Cancelled | AttemptState::Superseded { .. } | AttemptState::Removed
         );
         self.settle(now, if keeps { self.failure } else { failure }, moves);
     }

@@ -39,11 +39,7 @@ impl Mistakes {
         }
     }
     fn at_least(&mut self, path: &str, found: f64, least: f64) {
-        self.must(
-            found.is_finite() && found >= least,
-            path,
-            format!("is {found}; it must be at least {least}"),
-        );
+        self.must(found.is_finite() && found >= least, path, format!("is {found}; it must be at least {least}"));
     }
     fn share(&mut self, path: &str, share: Share) {
         self.must(share.is_sound(), path, format!("is {share}; a share is between 0% and 100%"));
@@ -75,10 +71,7 @@ impl Plan {
         wrong.must(
             self.select.len() <= MAX_SELECTORS && texts <= MAX_SELECT,
             "select",
-            format!(
-                "has {} selectors of {texts} bytes; at most {MAX_SELECTORS} of {MAX_SELECT} bytes",
-                self.select.len()
-            ),
+            format!("has {} selectors of {texts} bytes; at most {MAX_SELECTORS} of {MAX_SELECT} bytes", self.select.len()),
         );
         for (path, reason) in [
             ("rollout.allow_downgrade", &self.rollout.allow_downgrade),
@@ -114,11 +107,7 @@ impl Plan {
         for (label, share) in &assign.max_in_flight_per {
             wrong.share(&format!("assign.max_in_flight_per.{label}"), *share);
         }
-        wrong.must(
-            assign.exclude.len() <= MAX_NAMED,
-            "assign.exclude",
-            format!("names more than {MAX_NAMED} devices"),
-        );
+        wrong.must(assign.exclude.len() <= MAX_NAMED, "assign.exclude", format!("names more than {MAX_NAMED} devices"));
         wrong.must(assign.max_devices != Some(0), "assign.max_devices", "is 0: nobody would get it");
         if let Some(window) = &self.window {
             let length = window.length;
@@ -147,16 +136,8 @@ impl Plan {
         wrong.at_least("limits.cap_per_min", limits.cap_per_min, limits.start_per_min);
         wrong.must(limits.per > 0, "limits.per", "is 0; the rate grows after this many successes");
         wrong.share("limits.concurrency", limits.concurrency);
-        wrong.must(
-            limits.concurrency_min > 0,
-            "limits.concurrency_min",
-            "is 0: nobody would ever get a turn",
-        );
-        wrong.must(
-            limits.bytes_per_day != Some(0),
-            "limits.bytes_per_day",
-            "is 0: nobody would ever get a turn",
-        );
+        wrong.must(limits.concurrency_min > 0, "limits.concurrency_min", "is 0: nobody would ever get a turn");
+        wrong.must(limits.bytes_per_day != Some(0), "limits.bytes_per_day", "is 0: nobody would ever get a turn");
         wrong.must(limits.site_parallel > 0, "limits.site_parallel", "is 0: no site could download");
         wrong.share("hard.failed", self.hard.failed);
         for (path, found) in [
@@ -190,11 +171,7 @@ impl Plan {
         ] {
             wrong.must(span > Span::ZERO, path, "is 0; nothing could ever happen in it");
         }
-        wrong.must(
-            t.seen >= t.silence,
-            "timeouts.seen",
-            format!("is {}; at least `timeouts.silence`, {}", t.seen, t.silence),
-        );
+        wrong.must(t.seen >= t.silence, "timeouts.seen", format!("is {}; at least `timeouts.silence`, {}", t.seen, t.silence));
         wrong.must(
             self.retry.longest_wait >= self.retry.first_wait,
             "retry.longest_wait",
@@ -204,11 +181,7 @@ impl Plan {
 
     fn check_stages(&self, wrong: &mut Mistakes) {
         let count = self.stages.len();
-        wrong.must(
-            (1..=MAX_STAGES).contains(&count),
-            "stages",
-            format!("has {count} stages; 1 to {MAX_STAGES}"),
-        );
+        wrong.must((1..=MAX_STAGES).contains(&count), "stages", format!("has {count} stages; 1 to {MAX_STAGES}"));
         let mut names = BTreeSet::new();
         let mut named = BTreeSet::new();
         let mut before: [Option<f64>; 2] = [None, None];
@@ -231,22 +204,14 @@ impl Plan {
                 *last = Some(share);
             }
         }
-        wrong.must(
-            named.len() <= MAX_NAMED,
-            "stages",
-            format!("name {} devices; at most {MAX_NAMED}", named.len()),
-        );
+        wrong.must(named.len() <= MAX_NAMED, "stages", format!("name {} devices; at most {MAX_NAMED}", named.len()));
     }
 
     fn check_stage(&self, number: usize, stage: &Stage, wrong: &mut Mistakes) {
         let at = |field: &str| format!("stages[{number}].{field}");
         let last = self.is_last(number);
         let named = !stage.devices.is_empty();
-        wrong.must(
-            named != stage.size.is_some(),
-            at("size"),
-            "and `devices`: exactly one of both must be there",
-        );
+        wrong.must(named != stage.size.is_some(), at("size"), "and `devices`: exactly one of both must be there");
         if let Some(size) = stage.size {
             wrong.share(&at("size"), size);
             wrong.must(size != Share::Count(0), at("size"), "is 0: nobody's turn");
@@ -254,11 +219,7 @@ impl Plan {
         let limits = stage.min.unwrap_or(0) <= stage.max.unwrap_or(u64::MAX);
         wrong.must(limits, at("min"), "is larger than `max`");
         wrong.must(stage.max != Some(0), at("max"), "is 0: nobody's turn");
-        wrong.must(
-            !last || stage.mode == Mode::Active,
-            at("mode"),
-            "is shadow: the last stage must activate the bundle",
-        );
+        wrong.must(!last || stage.mode == Mode::Active, at("mode"), "is shadow: the last stage must activate the bundle");
         wrong.must(!last || !named, at("devices"), "cannot be the last stage: it is for everybody");
         wrong.must(last || !stage.dynamic, at("dynamic"), "is for the last stage only");
         if stage.max_soak.is_some() {
@@ -291,11 +252,7 @@ mod tests {
     #[test]
     fn the_default_plan_and_an_assignment_by_hand_are_sound() {
         assert_eq!(plan().check(), Ok(()));
-        let hand = Plan::single_stage(
-            "digits".parse().unwrap(),
-            "digits@2".parse().unwrap(),
-            vec!["".parse().unwrap()],
-        );
+        let hand = Plan::single_stage("digits".parse().unwrap(), "digits@2".parse().unwrap(), vec!["".parse().unwrap()]);
         assert_eq!(hand.check(), Ok(()));
     }
 

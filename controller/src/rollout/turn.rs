@@ -116,10 +116,9 @@ impl Attempt {
             | AttemptState::Reverting
             | AttemptState::Reverted => return None,
             AttemptState::Committed { .. } if !all => return None,
-            AttemptState::Committed { .. }
-            | AttemptState::Activating
-            | AttemptState::Probation
-            | AttemptState::Lost => AttemptState::Reverting,
+            AttemptState::Committed { .. } | AttemptState::Activating | AttemptState::Probation | AttemptState::Lost => {
+                AttemptState::Reverting
+            }
             // It is back on the old bundle, but its desired state must not name the new one any longer.
             AttemptState::Failed => {
                 self.generation = self.generation.max(generation);

@@ -54,8 +54,7 @@ mod tests {
 
     #[test]
     fn each_attempt_has_one_deadline_and_they_come_in_order() {
-        let key =
-            |n: u32| ("r-1".parse::<RolloutId>().unwrap(), format!("dev-{n}").parse::<DeviceId>().unwrap());
+        let key = |n: u32| ("r-1".parse::<RolloutId>().unwrap(), format!("dev-{n}").parse::<DeviceId>().unwrap());
         let at = Timestamp::from_secs;
         let mut deadlines = Deadlines::default();
         for (n, when) in [(1, Some(30)), (2, Some(20)), (3, Some(10)), (1, Some(5)), (3, None)] {

@@ -149,8 +149,7 @@ impl Strand {
             if self.looks.0.all.swap(false, std::sync::atomic::Ordering::AcqRel) {
                 self.open.values_mut().for_each(|at| *at = now);
             }
-            let due: Vec<_> =
-                self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+            let due: Vec<_> = self.open.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
             for id in due {
                 self.look(&id).await;
             }

@@ -3,7 +3,11 @@
 //! Telemetry is heard inside the transaction that stores it ([`Ears`]). Full reports come again every minute
 //! and say the same most of the time: the [`Clerk`] takes in what is new, many in one transaction.
 
-use super::{documents::Documents, driver::Looks, working::Working};
+use super::{
+    documents::Documents,
+    driver::Looks,
+    working::Working,
+};
 use crate::{
     clock,
     desired::intent_id,
@@ -277,9 +281,7 @@ impl ClerkTask {
             }
             // A slot that is wanted and not there: the device has put it away, or never had it.
             for (name, trial) in &trials {
-                let Some(trial) = trial.as_ref().filter(|_| !report.slots.contains_key(name)) else {
-                    continue;
-                };
+                let Some(trial) = trial.as_ref().filter(|_| !report.slots.contains_key(name)) else { continue };
                 let said = DeviceSaid::Report {
                     generation: report.generation,
                     phase: Phase::Idle,

@@ -118,7 +118,8 @@ async fn enlist(
         }
         let place = Place { device: member.device.clone(), rank: member.rank };
         for stage in [Some(member.stage), member.shadow].into_iter().flatten() {
-            transaction = transaction.put_json(TURN, turn_id(id, stage, member.rank), Expect::Any, &place)?;
+            transaction =
+                transaction.put_json(TURN, turn_id(id, stage, member.rank), Expect::Any, &place)?;
         }
         if let Some(number) = member.match_of {
             let key = format!("{}{}", match_prefix(id, number), member.device);

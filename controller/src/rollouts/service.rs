@@ -145,8 +145,7 @@ impl Rollouts {
         for member in &membership.members {
             let key = intent_id(&member.device, &draft.plan.rollout.slot);
             let active = self.documents.intents.find_json(&key).await?.and_then(|found| found.value.active);
-            let Some(active) =
-                active.filter(|a| a.bundle.model == bundle.model && a.bundle.counter > bundle.counter)
+            let Some(active) = active.filter(|a| a.bundle.model == bundle.model && a.bundle.counter > bundle.counter)
             else {
                 continue;
             };
@@ -378,12 +377,7 @@ impl Rollouts {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn verdicts(
-        &self,
-        id: &RolloutId,
-        from: u64,
-        limit: usize,
-    ) -> Result<Vec<SignedVerdict>, StoreError> {
+    pub async fn verdicts(&self, id: &RolloutId, from: u64, limit: usize) -> Result<Vec<SignedVerdict>, StoreError> {
         let entries = self.documents.store.log_read(&log_of(id), from, limit.min(MAX_VERDICTS)).await?;
         let parse = |body: &[u8]| serde_json::from_slice(body);
         entries
@@ -408,8 +402,7 @@ pub(super) async fn overlapping(
     let mut open = Vec::new();
     for (_, other) in documents.rollouts.list_all("").await? {
         let other = other.value;
-        if other.is_active() && other.id != rollout.id && other.plan.rollout.slot == rollout.plan.rollout.slot
-        {
+        if other.is_active() && other.id != rollout.id && other.plan.rollout.slot == rollout.plan.rollout.slot {
             open.push(other);
         }
     }
@@ -432,6 +425,7 @@ pub(super) async fn overlapping(
     }
     Ok(None)
 }
+
 
 /// Whether this rollout still wants something of the device.
 fn is_moving(attempt: &Attempt) -> bool {

@@ -8,8 +8,7 @@ use super::{
 use crate::{
     desired::{INTENT, Intent, intent_id},
     rollout::{
-        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Rollout, Severity, Turn,
-        pick,
+        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, Mode, GroupCount, Rollout, Severity, Turn, pick,
         window::{Download, Window},
     },
     store::{Expect, Scan, StoreError, Transaction},
@@ -86,7 +85,13 @@ pub(super) async fn hand_out(
     }
     let exhausted = at_end && picked.all;
     let cursor = if *again { None } else { picked.cursor.max(*after) };
-    let event = Event::HandedOut { effect: id, count: devices.len() as u64, controls, cursor, exhausted };
+    let event = Event::HandedOut {
+        effect: id,
+        count: devices.len() as u64,
+        controls,
+        cursor,
+        exhausted,
+    };
     if let Err(refused) = working.apply(&rollout.id, &event, now).await? {
         tracing::error!(rollout = %rollout.id, %refused, "rollout.hand-out");
     }
@@ -124,8 +129,8 @@ async fn groups(
         let Some(group) = attempt.value.group else { continue };
         let count = all.entry(group).or_default();
         count.members += 1;
-        let in_flight =
-            attempt.value.bucket.holds_slot() || attempt.value.shadow_bucket.is_some_and(Bucket::holds_slot);
+        let in_flight = attempt.value.bucket.holds_slot()
+            || attempt.value.shadow_bucket.is_some_and(Bucket::holds_slot);
         count.in_flight += u64::from(in_flight);
     }
     Ok(all)

@@ -56,7 +56,8 @@ pub(super) async fn record(
 ) -> Result<Aftermath, VerdictError> {
     let sign = |source| VerdictError::Sign { rollout: rollout.id.clone(), source };
     let envelope = key.sign_verdict(record).map_err(sign)?;
-    let signed = SignedVerdict { record: record.clone(), envelope: BASE64.encode(&envelope), key: key.id() };
+    let signed =
+        SignedVerdict { record: record.clone(), envelope: BASE64.encode(&envelope), key: key.id() };
     let body = serde_json::to_vec(&signed).unwrap_or_default(); // plain data: cannot fail
     let (who, note) = match &record.because {
         Because::Rule { sentence, .. } => ("controller".to_owned(), sentence.clone()),

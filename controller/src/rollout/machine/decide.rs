@@ -66,8 +66,7 @@ impl Rollout {
 
     /// Asks for an approval, or pauses if nobody gave it in time.
     fn wait_for(&mut self, scope: Scope, sentence: String, now: Timestamp) {
-        if self.approvals.is_open(scope) && self.approvals.open.as_ref().is_some_and(|open| now >= open.until)
-        {
+        if self.approvals.is_open(scope) && self.approvals.open.as_ref().is_some_and(|open| now >= open.until) {
             self.approvals.open = None;
             self.note(Note::ApprovalExpired { sentence: sentence.clone() });
             let because = self.rule(Rule::ApprovalExpired, format!("nobody agreed in time: {sentence}"));
@@ -117,8 +116,7 @@ impl Rollout {
         let Some((plan, stage)) = self.plan.stages.get(at).zip(self.stages.get(at)) else { return };
         let Some(from) = stage.soak_from else { return };
         let soak = self.plan.wait(plan.soak);
-        let most =
-            self.plan.wait(Span::secs(plan.max_soak().as_secs().saturating_add(stage.extended.as_secs())));
+        let most = self.plan.wait(Span::secs(plan.max_soak().as_secs().saturating_add(stage.extended.as_secs())));
         let least = self.plan.wait(LEAST_SOAK.min(plan.soak));
         let name = plan.name.clone();
         let passed = now.since(from);
@@ -148,16 +146,13 @@ impl Rollout {
                 return self.finish_stage(StageState::Passed, Decision::StagePassed, because, now);
             }
             let gates: Vec<_> = powerless.iter().map(ToString::to_string).collect();
-            let sentence = format!(
-                "stage `{name}` may pass, though {} can prove nothing on so few devices",
-                gates.join(", ")
-            );
+            let sentence =
+                format!("stage `{name}` may pass, though {} can prove nothing on so few devices", gates.join(", "));
             return self.wait_for(scope, sentence, now);
         }
         if passed >= most {
             let gates: Vec<_> = open.iter().map(ToString::to_string).collect();
-            let because =
-                self.rule(Rule::MaxSoak, format!("no verdict on {} in the longest soak", gates.join(", ")));
+            let because = self.rule(Rule::MaxSoak, format!("no verdict on {} in the longest soak", gates.join(", ")));
             self.stages[at].enter(StageState::Inconclusive, now);
             self.record(Decision::StageInconclusive, because.clone(), Some(self.stage), now);
             self.pause(PauseWhy::Inconclusive, because, now);
@@ -173,13 +168,7 @@ impl Rollout {
         gates.iter().copied().filter(counts).collect()
     }
 
-    pub(super) fn finish_stage(
-        &mut self,
-        state: StageState,
-        decision: Decision,
-        because: Because,
-        now: Timestamp,
-    ) {
+    pub(super) fn finish_stage(&mut self, state: StageState, decision: Decision, because: Because, now: Timestamp) {
         let at = self.at();
         let Some(stage) = self.stages.get_mut(at) else { return };
         stage.enter(state, now);
@@ -226,20 +215,12 @@ impl Rollout {
             let refused = new(FailureKind::Verify);
             later += refused;
             if refused >= 1 && strict || later >= hard.verify_failed.max(1) {
-                return Some((
-                    Rule::VerifyFailed,
-                    format!("{later} devices refused the signature or version in `{name}`"),
-                ));
+                return Some((Rule::VerifyFailed, format!("{later} devices refused the signature or version in `{name}`")));
             }
             let rules = [
                 (FailureKind::RolledBack, hard.rolled_back, Rule::RolledBack, "went back by themselves"),
                 (FailureKind::Lost, hard.lost, Rule::Lost, "fell silent after they had activated it"),
-                (
-                    FailureKind::Preflight,
-                    hard.preflight_failed,
-                    Rule::PreflightFailed,
-                    "failed the trial run",
-                ),
+                (FailureKind::Preflight, hard.preflight_failed, Rule::PreflightFailed, "failed the trial run"),
             ];
             for (kind, limit, rule, what) in rules {
                 let failed = new(kind);
@@ -251,8 +232,7 @@ impl Rollout {
             let failed = stage.failures.total().saturating_sub(stage.accepted.total());
             let share = failed as f64 / finished.max(1) as f64;
             if finished >= hard.min_attempts.max(1) && share > hard.failed.fraction(finished) {
-                let sentence =
-                    format!("{failed} of {finished} attempts in `{name}` failed (limit {})", hard.failed);
+                let sentence = format!("{failed} of {finished} attempts in `{name}` failed (limit {})", hard.failed);
                 return Some((Rule::FailureRate, sentence));
             }
         }
@@ -275,10 +255,9 @@ impl Rollout {
             })
             .map(|(gate, text)| Note::Alarm { gate: gate.to_string(), text: text.to_owned() })
             .collect();
-        let harmful = assessment
-            .gates
-            .iter()
-            .find(|report| report.verdict == Verdict::Fail && !self.accepted_gates.contains(&report.gate));
+        let harmful = assessment.gates.iter().find(|report| {
+            report.verdict == Verdict::Fail && !self.accepted_gates.contains(&report.gate)
+        });
         let harm = harmful.map(|report| format!("{}: {}", report.gate, report.sentence));
         self.assessment = Some(bounded(assessment));
         alarms.into_iter().for_each(|alarm| self.note(alarm));
@@ -322,11 +301,7 @@ impl Rollout {
     pub(in super::super) fn arms(&self) -> ArmSizes {
         let last = self.plan.last_stage();
         let canaries: u64 = (0..=self.at().min(last))
-            .filter(|n| {
-                *n < last
-                    && self.plan.stages[*n].mode == Mode::Active
-                    && self.plan.stages[*n].devices.is_empty()
-            })
+            .filter(|n| *n < last && self.plan.stages[*n].mode == Mode::Active && self.plan.stages[*n].devices.is_empty())
             .filter_map(|n| self.membership.stages.get(n))
             .map(|stage| stage.devices)
             .sum();

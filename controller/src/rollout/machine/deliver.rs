@@ -72,8 +72,7 @@ impl Rollout {
             left,
         };
         let served = |n: &usize| *n == at || self.plan.stages[*n].mode == Mode::Active;
-        let stages =
-            (0..=at.min(last)).filter(served).filter(|n| self.stages[*n].opened.is_some() || *n < at);
+        let stages = (0..=at.min(last)).filter(served).filter(|n| self.stages[*n].opened.is_some() || *n < at);
         let again = stages.clone().map(|n| (n, self.stages[n].counts.get(Bucket::Again)));
         if let Some((n, left)) = again.into_iter().find(|(_, left)| *left > 0) {
             return Some(piece(n, true, left));
@@ -139,17 +138,14 @@ impl Rollout {
         }
         if now >= self.since + self.plan.wait(self.plan.timeouts.rest) && swept {
             self.note(Note::Unreachable { devices: left });
-            let because = self
-                .rule(Rule::Deadline, format!("{left} devices were not reached; they still have the order"));
+            let because = self.rule(Rule::Deadline, format!("{left} devices were not reached; they still have the order"));
             return self.end(State::Reverted { unreachable: left }, Decision::Reverted, because, now);
         }
         self.sweep_on(now);
     }
 
     pub(super) fn is_sweeping(&self) -> bool {
-        let sweeps = |effect: &Effect| {
-            matches!(effect, Effect::Revert { .. } | Effect::Cancel { .. } | Effect::HandOut { .. })
-        };
+        let sweeps = |effect: &Effect| matches!(effect, Effect::Revert { .. } | Effect::Cancel { .. } | Effect::HandOut { .. });
         self.pending.iter().any(|pending| sweeps(&pending.effect))
     }
 

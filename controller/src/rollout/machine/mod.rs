@@ -108,32 +108,20 @@ impl Rollout {
         match self.state.clone() {
             State::Draft | State::Ready => {
                 if now >= self.since + rest {
-                    self.end(
-                        State::Expired,
-                        Decision::Expired,
-                        self.rule(Rule::Deadline, "nobody started it in time"),
-                        now,
-                    );
+                    self.end(State::Expired, Decision::Expired, self.rule(Rule::Deadline, "nobody started it in time"), now);
                 }
             }
             State::PendingApproval => {
                 if self.approvals.open.as_ref().is_none_or(|request| now >= request.until) {
                     self.approvals.open = None;
-                    self.note(Note::ApprovalExpired {
-                        sentence: "nobody agreed to the start in time".into(),
-                    });
+                    self.note(Note::ApprovalExpired { sentence: "nobody agreed to the start in time".into() });
                     let because = self.rule(Rule::ApprovalExpired, "nobody agreed to the start in time");
                     self.end(State::Expired, Decision::Expired, because, now);
                 }
             }
             State::Scheduled { at } => {
                 if now >= at + rest {
-                    self.end(
-                        State::Expired,
-                        Decision::Expired,
-                        self.rule(Rule::Deadline, "its start stayed blocked"),
-                        now,
-                    );
+                    self.end(State::Expired, Decision::Expired, self.rule(Rule::Deadline, "its start stayed blocked"), now);
                 } else if now >= at && self.blocked_by().is_none() {
                     self.enter(State::Assigning { written: 0, digest: None }, now);
                     self.emit(Effect::WriteMembers);
@@ -183,9 +171,7 @@ impl Rollout {
     /// The calendar or the switch stops it; it goes on by itself afterwards.
     fn pause_for(&mut self, why: PauseWhy, now: Timestamp) {
         let because = match &why {
-            PauseWhy::FreezeCalendar { name } => {
-                self.rule(Rule::FreezeCalendar, format!("freeze period `{name}`"))
-            }
+            PauseWhy::FreezeCalendar { name } => self.rule(Rule::FreezeCalendar, format!("freeze period `{name}`")),
             _ => {
                 let by = self.line.as_ref().map_or("somebody", |line| line.by.as_str());
                 self.rule(Rule::LineStopped, format!("{by} stopped the line"))
@@ -199,12 +185,7 @@ impl Rollout {
         match why {
             PauseWhy::FreezeCalendar { .. } | PauseWhy::LineStopped => match blocked {
                 None => {
-                    self.record(
-                        Decision::Resumed,
-                        self.rule(Rule::FreezeCalendar, "nothing forbids it any more"),
-                        None,
-                        now,
-                    );
+                    self.record(Decision::Resumed, self.rule(Rule::FreezeCalendar, "nothing forbids it any more"), None, now);
                     return self.resume_running(now);
                 }
                 // Held by the other of the two now; the deadline of a person's inaction does not apply.
@@ -265,17 +246,14 @@ impl Rollout {
 
     /// Time spent paused is given back to the soak.
     fn resume_running(&mut self, now: Timestamp) {
-        let lost =
-            super::span::Span::secs((now.since(self.since).as_secs_f64() * self.plan.time_scale) as u64);
+        let lost = super::span::Span::secs((now.since(self.since).as_secs_f64() * self.plan.time_scale) as u64);
         let at = self.at();
         if let Some(stage) = self.stages.get_mut(at) {
             if stage.soak_from.is_some() {
-                stage.extended =
-                    super::span::Span::secs(stage.extended.as_secs().saturating_add(lost.as_secs()));
+                stage.extended = super::span::Span::secs(stage.extended.as_secs().saturating_add(lost.as_secs()));
             }
             if matches!(stage.state, StageState::Failed | StageState::Inconclusive) {
-                let back =
-                    if stage.soak_from.is_some() { StageState::Soaking } else { StageState::Delivering };
+                let back = if stage.soak_from.is_some() { StageState::Soaking } else { StageState::Delivering };
                 stage.enter(back, now);
             }
         }
@@ -304,14 +282,9 @@ impl Rollout {
 
     fn superseded(&mut self, by: edgefleet_shared::ids::RolloutId, now: Timestamp) {
         match self.state {
-            State::Ready
-            | State::Scheduled { .. }
-            | State::Assigning { .. }
-            | State::Running
-            | State::Paused { .. } => {
+            State::Ready | State::Scheduled { .. } | State::Assigning { .. } | State::Running | State::Paused { .. } => {
                 if self.stages.iter().any(|stage| stage.handed_out > 0) || self.has_hand_out() {
-                    self.sweep =
-                        Some(Sweep { kind: SweepKind::Cancel, cursor: None, exhausted: false, swept: 0 });
+                    self.sweep = Some(Sweep { kind: SweepKind::Cancel, cursor: None, exhausted: false, swept: 0 });
                 }
                 let because = self.rule(Rule::Deadline, format!("rollout {by} takes its place"));
                 self.end(State::Superseded { by }, Decision::Superseded, because, now);
@@ -368,9 +341,7 @@ impl Rollout {
     }
 
     fn open_stage(&self) -> Option<u16> {
-        let open = |stage: &super::stage::StageProgress| {
-            stage.state != StageState::Waiting || stage.opened.is_some()
-        };
+        let open = |stage: &super::stage::StageProgress| stage.state != StageState::Waiting || stage.opened.is_some();
         self.stages.get(self.at()).filter(|stage| open(stage)).map(|_| self.stage)
     }
 

@@ -174,11 +174,7 @@ impl Rollout {
     fn abort(&mut self, by: &str, reason: &str, mode: AbortMode, now: Timestamp) -> Result<(), Refused> {
         let because = person(by, reason);
         match self.state {
-            State::Draft
-            | State::PendingApproval
-            | State::Ready
-            | State::Scheduled { .. }
-            | State::Assigning { .. } => {
+            State::Draft | State::PendingApproval | State::Ready | State::Scheduled { .. } | State::Assigning { .. } => {
                 self.end(State::Aborted, Decision::Aborted, because, now);
             }
             State::Running | State::Paused { .. } => match mode {

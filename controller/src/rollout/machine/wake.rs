@@ -33,9 +33,7 @@ impl Rollout {
             State::Paused { why } => {
                 let deadline = match why {
                     PauseWhy::Operator { .. } => self.since + rest,
-                    PauseWhy::FreezeCalendar { .. } => {
-                        self.freeze.as_ref().map_or(look, |freeze| freeze.until)
-                    }
+                    PauseWhy::FreezeCalendar { .. } => self.freeze.as_ref().map_or(look, |freeze| freeze.until),
                     PauseWhy::LineStopped => look,
                     PauseWhy::Gate { .. } | PauseWhy::Inconclusive | PauseWhy::ApprovalExpired => {
                         let patience = self.plan.wait(self.plan.on_inconclusive.unattended);
@@ -46,8 +44,7 @@ impl Rollout {
                 Some(look.min(deadline.max(now + CLOSEST)))
             }
             State::Reverting => {
-                let credit =
-                    self.next_turn(now, 4.0).filter(|_| self.sweep.as_ref().is_some_and(|s| !s.exhausted));
+                let credit = self.next_turn(now, 4.0).filter(|_| self.sweep.as_ref().is_some_and(|s| !s.exhausted));
                 Some(credit.map_or(look, |credit| credit.min(look)))
             }
             State::Completed { tail_until } => {
@@ -66,9 +63,7 @@ impl Rollout {
             match self.next_turns(now) {
                 Err(HeldBack::Rate) => {}
                 Err(HeldBack::Groups) => return self.tokens.blocked_until,
-                Err(HeldBack::Bytes | HeldBack::Nobody | HeldBack::Driver | HeldBack::Concurrency) => {
-                    return None;
-                }
+                Err(HeldBack::Bytes | HeldBack::Nobody | HeldBack::Driver | HeldBack::Concurrency) => return None,
                 Ok(_) => return Some(now + CLOSEST),
             }
         }

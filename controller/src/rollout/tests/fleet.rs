@@ -137,15 +137,12 @@ impl Fleet {
                 }
                 Move::CompareDue { match_of } => {
                     let all = self.attempts.clone();
-                    let controls: Vec<_> = all
-                        .iter()
-                        .filter(|a| a.match_of == Some(match_of) && a.bucket == Bucket::Held)
-                        .collect();
+                    let controls: Vec<_> =
+                        all.iter().filter(|a| a.match_of == Some(match_of) && a.bucket == Bucket::Held).collect();
                     let plan = self.rollout.plan.clone();
-                    let canary = self
-                        .attempts
-                        .iter()
-                        .position(|a| a.match_of == Some(match_of) && a.arm == super::super::Arm::Canary);
+                    let canary = self.attempts.iter().position(|a| {
+                        a.match_of == Some(match_of) && a.arm == super::super::Arm::Canary
+                    });
                     let moves = compare(&mut self.attempts[canary.unwrap()], &controls, &plan);
                     self.moves(moves);
                 }
@@ -212,11 +209,8 @@ impl Fleet {
                     let Some(group) = &attempt.group else { continue };
                     let row = groups.entry(group.clone()).or_default();
                     row.members += 1;
-                    let bucket = if attempt.mode == Mode::Shadow {
-                        attempt.shadow_bucket
-                    } else {
-                        Some(attempt.bucket)
-                    };
+                    let bucket =
+                        if attempt.mode == Mode::Shadow { attempt.shadow_bucket } else { Some(attempt.bucket) };
                     row.in_flight += u64::from(bucket.is_some_and(Bucket::holds_slot));
                 }
                 let turns: Vec<_> = of_stage
@@ -251,13 +245,7 @@ impl Fleet {
                     return true;
                 }
                 let count = picked.chosen.len() as u64;
-                let event = Event::HandedOut {
-                    effect,
-                    count,
-                    controls,
-                    cursor: picked.cursor,
-                    exhausted: picked.all,
-                };
+                let event = Event::HandedOut { effect, count, controls, cursor: picked.cursor, exhausted: picked.all };
                 self.event(&event).unwrap();
                 self.moves(moves);
                 return true;
@@ -275,9 +263,7 @@ impl Fleet {
     fn sweep(&mut self, effect: u64, before: Option<Cursor>, at_most: u64, all: bool) -> Event {
         let plan = self.rollout.plan.clone();
         let mut order: Vec<_> = (0..self.attempts.len())
-            .map(|index| {
-                (Cursor { stage: self.attempts[index].stage, rank: self.attempts[index].rank }, index)
-            })
+            .map(|index| (Cursor { stage: self.attempts[index].stage, rank: self.attempts[index].rank }, index))
             .filter(|(cursor, _)| before.is_none_or(|before| *cursor < before))
             .collect();
         order.sort_by_key(|(cursor, _)| std::cmp::Reverse(*cursor));
@@ -291,11 +277,8 @@ impl Fleet {
             let attempt = &mut self.attempts[index];
             let device = self.devices.iter_mut().find(|d| d.id == attempt.device).unwrap();
             let next = device.desired.0 + 1;
-            let moves = if all {
-                attempt.take_back(next, &plan, self.now)
-            } else {
-                attempt.cancel(next, &plan, self.now)
-            };
+            let moves =
+                if all { attempt.take_back(next, &plan, self.now) } else { attempt.cancel(next, &plan, self.now) };
             if let Some(moves) = moves {
                 device.desired = (next, None);
                 count += 1;
@@ -340,9 +323,7 @@ impl Fleet {
                 (Phase::Fetching, Kind::Refuses) => fail(Phase::VerifyFailed, RefusalCode::SignatureInvalid),
                 (Phase::Fetching, _) => (Phase::Verified, None),
                 (Phase::Verified, _) => (Phase::Testing, None),
-                (Phase::Testing, Kind::FailsTrial) => {
-                    fail(Phase::PreflightFailed, RefusalCode::GoldenMismatch)
-                }
+                (Phase::Testing, Kind::FailsTrial) => fail(Phase::PreflightFailed, RefusalCode::GoldenMismatch),
                 (Phase::Testing, _) if mode == Mode::Shadow => (Phase::Shadowing, None),
                 (Phase::Testing, _) => (Phase::Switching, None),
                 (Phase::Switching, _) => {
@@ -390,8 +371,7 @@ impl Fleet {
         device.outbox.extend(ended);
         // Full reports may be lost, never the ends.
         while device.outbox.len() > 6 {
-            let Some(old) = device.outbox.iter().position(|said| matches!(said, DeviceSaid::Report { .. }))
-            else {
+            let Some(old) = device.outbox.iter().position(|said| matches!(said, DeviceSaid::Report { .. })) else {
                 break;
             };
             device.outbox.remove(old);
@@ -419,8 +399,7 @@ impl Fleet {
     pub(super) fn sweep_clocks(&mut self) {
         for index in 0..self.attempts.len() {
             if self.attempts[index].deadline.is_some_and(|at| at <= self.now) {
-                let seen =
-                    self.devices.iter().find(|d| d.id == self.attempts[index].device).map(|d| d.last_seen);
+                let seen = self.devices.iter().find(|d| d.id == self.attempts[index].device).map(|d| d.last_seen);
                 self.hear(index, &DeviceSaid::Clock { last_seen: seen });
             }
         }

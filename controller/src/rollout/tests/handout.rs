@@ -1,16 +1,12 @@
 //! How fast turns are given: evenly, within caps, groups and budgets.
 
-use super::{
-    super::*,
-    fleet::{Fleet, Kind},
-};
+use super::{super::*, fleet::{Fleet, Kind}};
 use edgefleet_shared::time::Timestamp;
 use proptest::prelude::*;
 use std::{collections::BTreeMap, time::Duration};
 
 fn single(n: usize, change: impl FnOnce(&mut Plan)) -> Fleet {
-    let mut plan =
-        Plan::single_stage("digits".parse().unwrap(), "digits@2".parse().unwrap(), vec!["".parse().unwrap()]);
+    let mut plan = Plan::single_stage("digits".parse().unwrap(), "digits@2".parse().unwrap(), vec!["".parse().unwrap()]);
     change(&mut plan);
     Fleet::started(plan, &vec![Kind::Good; n])
 }
@@ -69,9 +65,7 @@ fn a_late_tick_makes_no_wave() {
 fn the_rate_doubles_with_every_thousand_successes_up_to_its_cap() {
     let plan = Plan::new("d".parse().unwrap(), "d@1".parse().unwrap());
     let mut tokens = Tokens::new(&plan, Timestamp::EPOCH);
-    for (successes, rate) in
-        [(0, 50.0), (999, 50.0), (1_000, 100.0), (3_500, 400.0), (5_000, 1_000.0), (u64::MAX, 1_000.0)]
-    {
+    for (successes, rate) in [(0, 50.0), (999, 50.0), (1_000, 100.0), (3_500, 400.0), (5_000, 1_000.0), (u64::MAX, 1_000.0)] {
         tokens.successes = successes;
         assert_eq!(tokens.per_min(&plan), rate, "{successes}");
     }
@@ -82,9 +76,7 @@ fn never_more_than_the_cap_is_under_way_and_no_more_bytes_than_the_day_has() {
     let mut fleet = single(100, |plan| plan.limits.concurrency_min = 7);
     let turns = turns_by_second(&mut fleet, 120, 1);
     assert_eq!(turns.last(), Some(&7));
-    assert!(
-        fleet.rollout.waiting.iter().any(|w| matches!(w.what, What::Concurrency { in_flight: 7, cap: 7 }))
-    );
+    assert!(fleet.rollout.waiting.iter().any(|w| matches!(w.what, What::Concurrency { in_flight: 7, cap: 7 })));
     let mut fleet = single(100, |plan| {
         plan.limits.concurrency_min = 100;
         plan.limits.bytes_per_day = Some(12_500);
@@ -98,10 +90,7 @@ fn never_more_than_the_cap_is_under_way_and_no_more_bytes_than_the_day_has() {
 fn groups_keep_their_share_and_a_repeated_effect_hands_out_nobody_more() {
     let mut plan = Plan::new("d".parse().unwrap(), "d@1".parse().unwrap());
     plan.assign.max_in_flight_per.insert("site".into(), Share::Percent(20.0));
-    let groups = BTreeMap::from([
-        ("a".to_owned(), GroupCount { members: 10, in_flight: 1 }),
-        ("b".to_owned(), GroupCount { members: 3, in_flight: 0 }),
-    ]);
+    let groups = BTreeMap::from([("a".to_owned(), GroupCount { members: 10, in_flight: 1 }), ("b".to_owned(), GroupCount { members: 3, in_flight: 0 })]);
     let turn = |rank, group, by_this: bool| Turn { rank, group: Some(group), ready: !by_this, by_this };
     let turns = [turn(0, "a", false), turn(1, "a", false), turn(2, "b", false), turn(3, "b", false)];
     let picked = pick(&plan, &turns, 4, &groups);

@@ -94,8 +94,7 @@ fn named_devices_go_first_and_excluded_ones_never() {
     let drawn = members(&plan, &devices, &attributes(100, 2));
     assert_eq!(drawn.members.len(), 60);
     assert!(drawn.members.iter().all(|m| m.device != devices[5]));
-    let lab: Vec<_> =
-        drawn.members.iter().filter(|m| m.stage == 0).map(|m| (&m.device, m.arm, m.rank)).collect();
+    let lab: Vec<_> = drawn.members.iter().filter(|m| m.stage == 0).map(|m| (&m.device, m.arm, m.rank)).collect();
     assert_eq!(lab, [(&devices[90], Arm::None, 0), (&devices[91], Arm::None, 1)]);
 }
 

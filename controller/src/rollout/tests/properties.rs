@@ -10,15 +10,9 @@ use proptest::prelude::*;
 #[derive(Clone, Debug)]
 enum Act {
     Pass(u64),
-    Perform {
-        crash: bool,
-    },
+    Perform { crash: bool },
     Step(usize),
-    Deliver {
-        device: usize,
-        which: usize,
-        keep: bool,
-    },
+    Deliver { device: usize, which: usize, keep: bool },
     Online(usize, bool),
     Leave(usize),
     Order(u8),
@@ -72,11 +66,7 @@ fn plan(kind: u8) -> Plan {
             plan.limits.bytes_per_day = Some(30_000);
             plan
         }
-        _ => Plan::single_stage(
-            "digits".parse().unwrap(),
-            "digits@2".parse().unwrap(),
-            vec!["".parse().unwrap()],
-        ),
+        _ => Plan::single_stage("digits".parse().unwrap(), "digits@2".parse().unwrap(), vec!["".parse().unwrap()]),
     }
 }
 
@@ -105,9 +95,7 @@ fn play(fleet: &mut Fleet, act: &Act) {
             let event = match which {
                 0 => Event::Freeze { active: Some(ActiveFreeze { name: "x".into(), until }) },
                 1 | 2 => Event::Freeze { active: None },
-                3 => Event::Line {
-                    stopped: Some(LineStopped { by: "op".into(), at: fleet.now, reason: "stop".into() }),
-                },
+                3 => Event::Line { stopped: Some(LineStopped { by: "op".into(), at: fleet.now, reason: "stop".into() }) },
                 _ => Event::Line { stopped: None },
             };
             fleet.event(&event).unwrap();
@@ -116,11 +104,9 @@ fn play(fleet: &mut Fleet, act: &Act) {
             let old = u64::from(*which) % fleet.rollout.next_effect;
             if fleet.rollout.pending.iter().all(|pending| pending.id != old) {
                 let before = fleet.rollout.stages.clone();
-                let event =
-                    Event::HandedOut { effect: old, count: 3, controls: 1, cursor: Some(9), exhausted: true };
+                let event = Event::HandedOut { effect: old, count: 3, controls: 1, cursor: Some(9), exhausted: true };
                 fleet.event(&event).unwrap();
-                let counts =
-                    |stages: &[StageProgress]| stages.iter().map(|s| s.counts.clone()).collect::<Vec<_>>();
+                let counts = |stages: &[StageProgress]| stages.iter().map(|s| s.counts.clone()).collect::<Vec<_>>();
                 assert_eq!(counts(&before), counts(&fleet.rollout.stages), "an old report counted again");
             }
         }
@@ -205,13 +191,7 @@ fn the_checker_sees_what_is_wrong() {
         ("turns stop", |f| {
             f.rollout.pending.push(Pending {
                 id: 1,
-                effect: Effect::HandOut {
-                    stage: 0,
-                    mode: Mode::Active,
-                    at_most: 1,
-                    after: None,
-                    again: false,
-                },
+                effect: Effect::HandOut { stage: 0, mode: Mode::Active, at_most: 1, after: None, again: false },
             });
             f.rollout.state = State::Aborted;
         }),
@@ -236,7 +216,5 @@ fn the_checker_sees_what_is_wrong() {
     after.state = State::Running;
     let mut before = fleet.rollout.clone();
     before.state = State::Aborted;
-    assert!(
-        check_step(&before, &Event::Tick, &after).iter().any(|violation| violation.rule == "transitions")
-    );
+    assert!(check_step(&before, &Event::Tick, &after).iter().any(|violation| violation.rule == "transitions"));
 }

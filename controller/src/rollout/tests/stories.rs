@@ -1,9 +1,6 @@
 //! Whole rollouts, and the table of transitions.
 
-use super::{
-    super::*,
-    fleet::{Fleet, Kind},
-};
+use super::{super::*, fleet::{Fleet, Kind}};
 use proptest::prelude::*;
 
 fn by(name: &str) -> (String, String) {
@@ -27,11 +24,7 @@ pub(super) fn plain(stages: &[(&str, f64)]) -> Plan {
     let mut plan = Plan::new("digits".parse().unwrap(), "digits@2".parse().unwrap());
     plan.stages = stages
         .iter()
-        .map(|(name, size)| Stage {
-            size: Some(Share::Percent(*size)),
-            soak: Span::minutes(10),
-            ..Stage::named(name)
-        })
+        .map(|(name, size)| Stage { size: Some(Share::Percent(*size)), soak: Span::minutes(10), ..Stage::named(name) })
         .collect();
     plan.limits.start_per_min = 600.0;
     plan.limits.concurrency_min = 20;
@@ -89,10 +82,7 @@ fn one_refused_signature_pauses_early_stages_and_never_reverts_by_itself() {
     let refused = fleet.attempts.iter().find(|a| a.failure.is_some_and(|f| f.kind == FailureKind::Verify));
     // One alone stops the canary stage; later one alone is only quarantined.
     match refused.map(|attempt| attempt.stage) {
-        Some(0) => assert!(matches!(
-            &fleet.rollout.state,
-            State::Paused { why: PauseWhy::Gate { rule: Rule::VerifyFailed, .. } }
-        )),
+        Some(0) => assert!(matches!(&fleet.rollout.state, State::Paused { why: PauseWhy::Gate { rule: Rule::VerifyFailed, .. } })),
         Some(_) => assert!(over(&fleet)),
         None => panic!("the device never had its turn"),
     }
@@ -104,9 +94,7 @@ fn an_inconclusive_stage_pauses_and_reverts_if_nobody_cares() {
     plan.stages[0].gates = vec![crate::evidence::Gate::Agreement];
     for person in [false, true] {
         let mut fleet = Fleet::started(plan.clone(), &[Kind::Good; 60]);
-        assert!(
-            fleet.run(400, 30, |f| matches!(f.rollout.state, State::Paused { why: PauseWhy::Inconclusive }))
-        );
+        assert!(fleet.run(400, 30, |f| matches!(f.rollout.state, State::Paused { why: PauseWhy::Inconclusive })));
         assert!(matches!(fleet.event(&resume("author")), Err(Refused::OwnApproval { .. })));
         if person {
             fleet.event(&resume("other")).unwrap();
@@ -155,13 +143,7 @@ fn a_freeze_period_stops_new_turns_and_ends_by_itself() {
     let before = fleet.rollout.stages.iter().map(|s| s.handed_out).sum::<u64>();
     fleet.run(100, 60, |_| false);
     assert_eq!(fleet.rollout.stages.iter().map(|s| s.handed_out).sum::<u64>(), before);
-    assert!(
-        fleet
-            .rollout
-            .waiting
-            .iter()
-            .any(|w| matches!(&w.what, What::FreezeCalendar { name } if name == "holidays"))
-    );
+    assert!(fleet.rollout.waiting.iter().any(|w| matches!(&w.what, What::FreezeCalendar { name } if name == "holidays")));
     assert!(fleet.run(3_000, 60, over));
     assert!(matches!(fleet.rollout.state, State::Completed { .. }));
 }
