@@ -8,8 +8,8 @@ use super::{
 use crate::{
     desired::{INTENT, Intent, intent_id},
     rollout::{
-        Arm, Attempt, Bucket, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Rollout, Severity, Turn,
-        pick,
+        Arm, Attempt, AttemptState, Bucket, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Rollout,
+        Severity, Turn, pick,
         window::{Download, Window},
     },
     store::{Expect, Scan, StoreError, Transaction},
@@ -164,10 +164,11 @@ async fn give(
         return Ok(None);
     }
     let generation = next_generation(documents, roster, device).await?;
+    let had = has(documents, device, intent.active.clone()).await?;
     let Some(attempt) = working.attempt(&rollout.id, device).await? else { return Ok(None) };
     // A second turn finds its own bundle there: what it goes back to is what the first turn met.
     let own = intent.active.as_ref().is_some_and(|active| active.attempt.rollout == rollout.id);
-    let before = if own { attempt.value.before.clone() } else { intent.active.clone() };
+    let before = if own { attempt.value.before.clone() } else { had };
     let moves = attempt.value.hand_out(effect, mode, before, generation, &rollout.plan, now);
     attempt.changed = true;
     let assigned = assigned(rollout, &attempt.value);
@@ -192,6 +193,21 @@ async fn give(
         },
     };
     Ok(Some((key, expect, Intent { trial: Some(rollout.id.clone()), ..next })))
+}
+
+/// What the device has: what is wanted of it, or if it refused that or went back from it, what it had before.
+async fn has(
+    documents: &Documents,
+    device: &DeviceId,
+    wanted: Option<Assigned>,
+) -> Result<Option<Assigned>, StoreError> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let key = super::attempt_id(&wanted.attempt.rollout, device);
+    let found = documents.attempts.find_json(&key).await?;
+    Ok(match found.map(|found| found.value) {
+        Some(attempt) if attempt.state == AttemptState::Failed => attempt.before,
+        _ => Some(wanted),
+    })
 }
 
 /// The plan's window as devices read it. The plan was checked, so there is one.

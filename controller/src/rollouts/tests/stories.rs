@@ -144,6 +144,41 @@ async fn a_person_takes_everybody_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_refused_a_bundle_is_not_given_it_back_later() {
+    let bench = Bench::on_first(6).await;
+    let refuses = bench.devices.ids()[2].clone();
+    bench.devices.behave(&refuses, Manner::GoesBack);
+    let process = bench.start(None).await;
+    let mut second = plan("digits@2");
+    second.stages.remove(0);
+    second.stages[0].dynamic = false;
+    process.roll(second.clone(), "r-2").await;
+    bench.reaches("r-2", StateName::Completed).await;
+    assert_eq!(bench.attempts("r-2").await[&refuses].state, AttemptState::Failed);
+    bench.devices.with(&refuses, |device| device.manner = Manner::Commits);
+    let mut third = second;
+    third.rollout.bundle = "digits@3".parse().unwrap();
+    third.stages[0].soak = crate::rollout::Span::hours(10);
+    process.roll(third, "r-3").await;
+    bench
+        .until("everybody has the third", || async {
+            bench.devices.ids().iter().all(|id| bench.runs(id).as_deref() == Some("digits@3"))
+        })
+        .await;
+    let mode = crate::rollout::AbortMode::Revert;
+    let event = Event::Abort { by: author().name().to_owned(), reason: "no".into(), mode };
+    process.order("r-3", &author(), event).await.unwrap();
+    bench.reaches("r-3", StateName::Reverted).await;
+    for id in bench.devices.ids() {
+        let former = if id == refuses { "digits@1" } else { "digits@2" };
+        assert_eq!(bench.wanted(&id).await.as_deref(), Some(former), "{id}");
+        assert_eq!(bench.runs(&id).as_deref(), Some(former), "{id}");
+    }
+    process.kill().await;
+    bench.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_rollout_takes_over_who_has_not_activated_and_only_if_it_says_so() {
     let bench = Bench::on_first(10).await;
     let process = bench.start(None).await;
