@@ -27,6 +27,8 @@ pub const NAMES: &[&str] = &[
     "switch.before",
     "switch.after",
     "activate.before",
+    "shadow.before",
+    "shadow.after",
     "terminal.before",
     "terminal.after",
     "garbage.before",
@@ -75,6 +77,7 @@ mod tests {
             include_str!("store/trust_state.rs"),
             include_str!("update/apply/mod.rs"),
             include_str!("update/apply/jobs.rs"),
+            include_str!("update/apply/perform.rs"),
             include_str!("update/bundles.rs"),
             include_str!("update/part.rs"),
         ];

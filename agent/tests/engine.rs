@@ -40,7 +40,7 @@ fn the_version_the_engine_tells_is_the_one_it_is_built_with() {
 
 #[test]
 fn digits_answer_their_golden_samples_and_the_broken_version_does_not() {
-    for (version, good) in [(1, true), (2, true), (3, false)] {
+    for (version, good) in [(1, true), (2, true), (3, false), (5, true), (6, true)] {
         let source = support::Source::digits(version);
         let folder = source.write();
         let path = folder.blob(&folder.manifest.artifacts[0].blob);

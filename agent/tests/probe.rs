@@ -41,7 +41,7 @@ fn a_sound_bundle_passes_and_its_verdict_tells_what_was_seen() {
 
 #[test]
 fn the_program_prints_the_same_verdict_as_json() {
-    for (version, code) in [(1, 0), (3, 1)] {
+    for (version, code) in [(1, 0), (3, 1), (5, 0), (6, 0)] {
         let bundle = Source::digits(version).write();
         let output = Command::new(env!("CARGO_BIN_EXE_edgefleet-agent"))
             .args(["probe", "--output", "json"])

@@ -7,13 +7,14 @@ mod support;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use edgefleet_shared::{
+    bundle::Prediction,
     desired::{Assigned, DESIRED_SCHEMA, Desired, Settings, SlotDesired},
     digest::{BlobDigest, BundleDigest, EnvelopeDigest},
     enroll::{EnrollRequest, EnrollResponse, Enrolled, JoinCode},
     ids::{AttemptId, DeviceId},
     message::{Action, Command as DeviceCommand, Labels, MESSAGE_SCHEMA, Presence, Reply},
-    reported::{Phase, Reported},
-    telemetry::{Ack, BootAck, RecordBody, TelemetryBatch},
+    reported::{DeferReason, Phase, Reported, SlotReport},
+    telemetry::{Ack, Agreement, BootAck, RecordBody, Role as WindowRole, TelemetryBatch},
     time::Timestamp,
     topics::{Channel, TRUST_HEAD},
     transfer::{
@@ -86,9 +87,13 @@ impl Controller {
         digest
     }
 
-    /// Signs and stores `digits@7`; returns a signed desired state that assigns it.
-    fn assign(&mut self, generation: u64) -> Vec<u8> {
-        let bundle = Source::digits(1).write();
+    /// Signs and stores `digits` in `version`, as `digits@counter`.
+    fn publish(&mut self, version: u32, counter: u64) -> Assigned {
+        let mut bundle = Source::digits(version).write();
+        bundle.manifest.model.counter = counter;
+        bundle.manifest.prediction =
+            Some(Prediction { class: Some("label".into()), scores: Some("probabilities".into()) });
+        bundle.manifest.labels = (0..10).map(|digit| digit.to_string()).collect();
         for blob in bundle.manifest.blobs() {
             self.store(std::fs::read(bundle.blob(blob)).unwrap());
         }
@@ -102,14 +107,29 @@ impl Controller {
         };
         self.store(manifest);
         let release = seal(RELEASE_TYPE, &release, &[&self.publisher]);
-        let active = Assigned {
+        let assigned = Assigned {
             bundle: bundle.manifest.name(),
             release: EnvelopeDigest::of(&release),
             release_size: release.len() as u64,
-            attempt: AttemptId { rollout: "r-1".parse().unwrap(), number: 1 },
+            attempt: AttemptId { rollout: "r-1".parse().unwrap(), number: counter as u32 },
         };
         self.store(release);
-        let slot = SlotDesired { active, candidate: None, probation_secs: 1, thresholds: vec![] };
+        assigned
+    }
+
+    fn slot(&self, active: &Assigned) -> SlotDesired {
+        SlotDesired {
+            active: active.clone(),
+            candidate: None,
+            probation_secs: 1,
+            slower_percent: None,
+            thresholds: vec![],
+            shadow: None,
+            window: None,
+        }
+    }
+
+    fn desired(&self, generation: u64, slot: SlotDesired) -> Vec<u8> {
         let desired = Desired {
             schema: DESIRED_SCHEMA,
             device: device(),
@@ -119,9 +139,15 @@ impl Controller {
             nonce: None,
             trust_version: 1,
             slots: [("digits".parse().unwrap(), slot)].into(),
-            settings: Settings { window_secs: 1, ..Settings::default() },
+            settings: Settings { window_secs: 1, heartbeat_secs: 1, ..Settings::default() },
         };
         seal(DESIRED_TYPE, &desired, &[&self.controller])
+    }
+
+    /// Signs and stores `digits@7`; returns a signed desired state that assigns it.
+    fn assign(&mut self, generation: u64) -> Vec<u8> {
+        let active = self.publish(1, 7);
+        self.desired(generation, self.slot(&active))
     }
 
     /// Answers one fetch request, block by block.
@@ -151,22 +177,34 @@ impl Controller {
 
     /// Serves blocks until a report says that the slot is committed.
     async fn bring_to_commit(&self, observer: &mut Observer) -> Reported {
+        self.bring_to(observer, false, |slot| slot.phase == Phase::Committed).await
+    }
+
+    /// Serves blocks until a report of the slot is as wanted. `takes`: telemetry too, unread.
+    async fn bring_to(
+        &self,
+        observer: &mut Observer,
+        takes: bool,
+        wanted: impl Fn(&SlotReport) -> bool,
+    ) -> Reported {
         timeout(DEADLINE, async {
             loop {
                 let message = observer.wait_for(|_| true).await;
                 if message.topic == Channel::Fetch.of(&device()) {
                     self.answer(observer, &FetchRequest::parse(&message.payload).unwrap()).await;
+                } else if takes && message.topic == Channel::Telemetry.of(&device()) {
+                    acknowledge(observer, &message.payload).await;
                 } else if message.topic == Channel::Reported.of(&device()) {
                     let reported: Reported = serde_json::from_slice(&message.payload).unwrap();
                     assert!(reported.slots.values().all(|s| !s.phase.is_failure()), "{reported:#?}");
-                    if reported.slots.values().any(|s| s.phase == Phase::Committed) {
+                    if reported.slots.values().any(&wanted) {
                         return reported;
                     }
                 }
             }
         })
         .await
-        .expect("the bundle was not committed")
+        .expect("the slot did not come to what was wanted")
     }
 }
 
@@ -337,6 +375,16 @@ impl Running {
     }
 }
 
+/// Takes a telemetry message: without a word of it the agent waits before it sends more.
+async fn acknowledge(observer: &Observer, payload: &[u8]) -> TelemetryBatch {
+    let batch = TelemetryBatch::parse(payload).unwrap();
+    let last = batch.records.last().unwrap();
+    let ack = BootAck { boot: last.boot, contiguous: last.seq, extra: vec![] };
+    let ack = Ack { schema: 1, boots: vec![ack] };
+    observer.publish(&Channel::Ack.of(&device()), serde_json::to_vec(&ack).unwrap()).await;
+    batch
+}
+
 fn presence(payload: &[u8], online: bool) -> bool {
     serde_json::from_slice::<Presence>(payload).is_ok_and(|p| p.online == online)
 }
@@ -410,18 +458,13 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     let (mut windows, mut terminals) = (0, 0);
     while windows == 0 || terminals == 0 {
         let message = observer.wait_for(|m| m.topic == Channel::Telemetry.of(&device())).await;
-        let batch = TelemetryBatch::parse(&message.payload).unwrap();
-        for record in &batch.records {
+        for record in &acknowledge(&observer, &message.payload).await.records {
             match &record.body {
                 RecordBody::Window(window) if window.counts.ok > 0 => windows += 1,
                 RecordBody::Terminal(report) if report.phase == Phase::Committed => terminals += 1,
                 _ => {}
             }
         }
-        let last = batch.records.last().unwrap();
-        let ack = BootAck { boot: last.boot, contiguous: last.seq, extra: vec![] };
-        let ack = Ack { schema: 1, boots: vec![ack] };
-        observer.publish(&Channel::Ack.of(&device()), serde_json::to_vec(&ack).unwrap()).await;
     }
 
     // Only signed commands are answered, and only once.
@@ -483,4 +526,99 @@ async fn an_agent_enrols_installs_a_signed_bundle_answers_and_outlives_kill_and_
     let stopped = finish(agent(&["status"], &data)).await;
     assert_eq!(stopped.status.code(), Some(1));
     assert!(text(&stopped.stderr).contains("error: no agent runs on"), "{stopped:?}");
+}
+
+/// The whole way of a candidate on a real agent: beside the active bundle, over a kill, and into service
+/// when its window lets it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_opens() {
+    let broker = Arc::new(Broker::start().await);
+    let mut controller = Controller::new();
+    let mut observer = Observer::connect(&broker).await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("agent");
+    let code = enroller(&broker, &controller.trust).await;
+    assert!(finish(agent(&["enroll", &code], &data)).await.status.success());
+    let running = Running::start(&data).await;
+    observer.wait_for(|m| presence(&m.payload, true)).await;
+    let topic = Channel::Desired.of(&device());
+    let (one, two) = (controller.publish(1, 7), controller.publish(2, 8));
+    observer.publish(&topic, controller.desired(1, controller.slot(&one))).await;
+    controller.bring_to(&mut observer, true, |slot| slot.phase == Phase::Committed).await;
+
+    let beside = SlotDesired { candidate: Some(two.clone()), ..controller.slot(&one) };
+    observer.publish(&topic, controller.desired(2, beside.clone())).await;
+    let shadows = |slot: &SlotReport| slot.candidate.as_ref().is_some_and(|c| c.phase == Phase::Shadowing);
+    let reported = controller.bring_to(&mut observer, true, shadows).await;
+    assert_eq!(reported.slots.values().next().unwrap().phase, Phase::Committed);
+    for _ in 0..20 {
+        assert_eq!(running.infer().await["model_version"], "7");
+    }
+    // Its window tells how it agrees; the report how much it was given.
+    let mut agreement = Agreement::default();
+    while agreement.n < 20 {
+        let message = observer.wait_for(|m| m.topic == Channel::Telemetry.of(&device())).await;
+        for record in acknowledge(&observer, &message.payload).await.records {
+            let RecordBody::Window(window) = record.body else { continue };
+            let Some(found) = window.agreement else { continue };
+            assert_eq!(
+                (window.role, window.bundle.counter, window.attempt.number),
+                (WindowRole::Shadow, 8, 8)
+            );
+            agreement.n += found.n;
+            agreement.errors += found.errors;
+        }
+    }
+    assert_eq!((agreement.n, agreement.errors), (20, 0));
+    let counted = |slot: &SlotReport| slot.candidate.as_ref().is_some_and(|c| c.mirrored == 20);
+    controller.bring_to(&mut observer, true, counted).await;
+    let table = finish(agent(&["status"], &data)).await;
+    let wanted = "candidate    digits: digits@8 (shadowing), 20 mirrored\n";
+    assert!(text(&table.stdout).contains(wanted), "{}", text(&table.stdout));
+
+    // Killed: the same two run again, from disk, without a word from the controller.
+    running.signal("KILL");
+    let mut child = running.child;
+    timeout(DEADLINE, child.wait()).await.expect("it does not die").unwrap();
+    observer.wait_for(|m| presence(&m.payload, false)).await;
+    let running = Running::start(&data).await;
+    let status = timeout(DEADLINE, async {
+        loop {
+            let (_, status) = running.request(&running.http, "/v1/status", None).await;
+            let status: Value = serde_json::from_str(&status).unwrap();
+            if status["slots"]["digits"]["shadow"]["bundle"] == "digits@8" {
+                return status;
+            }
+        }
+    })
+    .await
+    .expect("the candidate does not run again");
+    assert_eq!(status["slots"]["digits"]["bundle"], "digits@7");
+
+    observer.wait_for(|m| presence(&m.payload, true)).await;
+
+    // Promoted, but its window is closed for twelve hours; an urgent order passes it.
+    let hour = (now().as_secs() / 3_600 + 12) % 24;
+    let window = |urgent: bool| {
+        let window = json!({"cron": format!("0 {hour} * * *"), "for_secs": 1800, "zone": "UTC", "ignore_window": urgent});
+        serde_json::from_value(window).unwrap()
+    };
+    let two = Assigned { attempt: AttemptId { number: 9, ..two.attempt }, ..two };
+    let promoted = SlotDesired { window: Some(window(false)), ..controller.slot(&two) };
+    observer.publish(&topic, controller.desired(3, promoted)).await;
+    let reported = controller.bring_to(&mut observer, true, |slot| slot.phase == Phase::Deferred).await;
+    let deferred = reported.slots.values().next().unwrap().deferred.unwrap();
+    assert_eq!(
+        (deferred.reason, deferred.until.unwrap().as_secs() / 3_600 % 24),
+        (DeferReason::Window, hour)
+    );
+    assert_eq!(running.infer().await["model_version"], "7");
+    let urgent = SlotDesired { window: Some(window(true)), ..controller.slot(&two) };
+    observer.publish(&topic, controller.desired(4, urgent)).await;
+    let takes_over = |slot: &SlotReport| {
+        slot.phase == Phase::Committed && slot.active.as_ref().is_some_and(|a| a.attempt.number == 9)
+    };
+    controller.bring_to(&mut observer, true, takes_over).await;
+    assert_eq!(running.infer().await["model_version"], "8");
+    broker.stop();
 }

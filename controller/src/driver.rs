@@ -1,25 +1,23 @@
-//! The loop that carries decisions out: unfinished assignments, changed devices, expiring documents.
+//! The loop that keeps devices up to date: changed desired states, expiring documents, removed devices.
 //!
 //! It decides nothing. Every step may be interrupted anywhere and repeated: the store says what is
 //! left to do, and sending a desired state twice does no harm.
 //!
-//! Three strands run beside each other, so that a long one delays no other: orders about single devices;
-//! rollouts, one after the other in the order of their starts; passes over all devices.
+//! Two strands run beside each other, so that a long one delays no other: orders about single devices, and
+//! passes over all devices. Rollouts have a driver of their own, [`crate::rollouts`].
 
 use crate::{
-    assignments::{AssignError, Assignments},
     clock,
     desired::Reason,
     findings::Findings,
     fleet::{Fleet, devices::DeviceState},
     link::HandOut,
-    store::StoreError,
+    rollouts::Rollouts,
     transfer::BlockServer,
 };
-use edgefleet_shared::ids::{DeviceId, RolloutId};
+use edgefleet_shared::ids::DeviceId;
 use futures::{StreamExt as _, stream};
-use parking_lot::Mutex;
-use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -34,8 +32,6 @@ const AT_A_TIME: usize = 64;
 /// What the driver can be asked to do.
 #[derive(Debug)]
 pub enum Order {
-    /// Carry this rollout out from where it stands.
-    Rollout(RolloutId),
     /// Bring these devices up to date.
     Devices(Vec<DeviceId>),
     /// Forget what was wanted of a device that left the fleet.
@@ -49,6 +45,12 @@ pub enum Order {
 pub struct DriverHandle(mpsc::Sender<Order>);
 
 impl DriverHandle {
+    /// Orders go where a test reads them.
+    #[cfg(test)]
+    pub(crate) fn to(orders: mpsc::Sender<Order>) -> Self {
+        Self(orders)
+    }
+
     /// Waits while too many orders wait already; an order after shutdown is dropped, the store
     /// remembers what it was about.
     pub async fn order(&self, order: Order) {
@@ -60,7 +62,7 @@ impl DriverHandle {
 
 /// What the driver is made of.
 pub struct DriverParts {
-    pub assignments: Assignments,
+    pub rollouts: Rollouts,
     pub hand_out: Arc<HandOut>,
     pub fleet: Arc<Fleet>,
     pub blocks: Arc<BlockServer>,
@@ -76,14 +78,12 @@ struct Work {
     parts: DriverParts,
     /// Everybody's desired state has to be looked at again.
     everybody: Notify,
-    /// Rollouts that met an error; tried again at the next housekeeping.
-    stalled: Mutex<BTreeSet<RolloutId>>,
 }
 
 impl Driver {
     pub fn new(parts: DriverParts) -> (Self, DriverHandle) {
         let (sender, orders) = mpsc::channel(ORDERS);
-        let work = Work { parts, everybody: Notify::new(), stalled: Mutex::default() };
+        let work = Work { parts, everybody: Notify::new() };
         (Self { orders, work }, DriverHandle(sender))
     }
 
@@ -92,16 +92,9 @@ impl Driver {
     pub async fn run(self, stop: CancellationToken) {
         let Self { orders, work } = self;
         work.parts.hand_out.announce_trust().await;
-        // Ids only; the store holds the rollouts.
-        let (rollouts, queue) = mpsc::unbounded_channel();
-        match work.parts.assignments.unfinished().await {
-            Ok(left) => left.into_iter().for_each(|rollout| drop(rollouts.send(rollout))),
-            Err(error) => tracing::error!(%error, "rollout.resume"),
-        }
         work.everybody.notify_one();
         tokio::select! {
-            () = work.orders(orders, rollouts) => {}
-            () = work.rollouts(queue) => {}
+            () = work.orders(orders) => {}
             () = work.passes() => {}
             () = stop.cancelled() => {}
         }
@@ -109,13 +102,12 @@ impl Driver {
 }
 
 impl Work {
-    async fn orders(&self, mut orders: mpsc::Receiver<Order>, rollouts: mpsc::UnboundedSender<RolloutId>) {
+    async fn orders(&self, mut orders: mpsc::Receiver<Order>) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
                     None => return,
-                    Some(Order::Rollout(id)) => drop(rollouts.send(id)),
                     Some(Order::Devices(devices)) => self.devices(devices).await,
                     Some(Order::Removed(device)) => self.removed(&device).await,
                     Some(Order::TrustChanged) => {
@@ -123,18 +115,8 @@ impl Work {
                         self.everybody.notify_one();
                     }
                 },
-                _ = housekeeping.tick() => {
-                    self.parts.blocks.forget_idle();
-                    let stalled = mem::take(&mut *self.stalled.lock());
-                    stalled.into_iter().for_each(|rollout| drop(rollouts.send(rollout)));
-                }
+                _ = housekeeping.tick() => self.parts.blocks.forget_idle(),
             }
-        }
-    }
-
-    async fn rollouts(&self, mut queue: mpsc::UnboundedReceiver<RolloutId>) {
-        while let Some(id) = queue.recv().await {
-            self.rollout(&id).await;
         }
     }
 
@@ -149,21 +131,6 @@ impl Work {
             match devices {
                 Ok(devices) => self.devices(devices).await,
                 Err(error) => tracing::error!(%error, "desired.list"),
-            }
-        }
-    }
-
-    async fn rollout(&self, id: &RolloutId) {
-        loop {
-            match self.parts.assignments.advance(id, clock::now()).await {
-                Ok(devices) if devices.is_empty() => return,
-                Ok(devices) => self.devices(devices).await,
-                Err(AssignError::Store(StoreError::StaleRevision { .. })) => {}
-                Err(error) => {
-                    tracing::error!(rollout = %id, %error, "rollout.advance");
-                    self.stalled.lock().insert(id.clone());
-                    return;
-                }
             }
         }
     }
@@ -189,11 +156,11 @@ impl Work {
 
     /// Intents go last: while they are there, the next start comes back to this.
     async fn removed(&self, device: &DeviceId) {
-        let DriverParts { assignments, hand_out, blocks, findings, .. } = &self.parts;
+        let DriverParts { rollouts, hand_out, blocks, findings, .. } = &self.parts;
         blocks.forget(device);
         hand_out.clear(device).await;
         let done = async {
-            assignments.removed(device, clock::now()).await?;
+            rollouts.left_fleet(device, clock::now()).await?;
             findings.forget(device).await?;
             hand_out.states().forget(device).await
         };

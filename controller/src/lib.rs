@@ -1,7 +1,6 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
 pub mod api;
-pub mod assignments;
 pub mod backup;
 pub mod blobs;
 pub mod broker;
@@ -18,6 +17,7 @@ pub mod ingest;
 pub mod link;
 pub mod registry;
 pub mod rollout;
+pub mod rollouts;
 pub mod server;
 pub mod signing;
 pub mod simulate;

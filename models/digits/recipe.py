@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes, or checks, the three sample bundles of the model `digits`. See README.md beside this file.
+"""Makes, or checks, the sample bundles of the model `digits`. See README.md beside this file.
 
     python recipe.py            rebuild every committed file here
     python recipe.py --check    verify the committed files; exit 1 and say what is wrong
@@ -17,8 +17,11 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
@@ -32,14 +35,31 @@ HERE = Path(__file__).resolve().parent
 
 
 def train(parts):
-    """The two fitted models. Both settings were chosen inside `train`: v1 by its score on the rest of `train`,
+    """The two good models. Both settings were chosen inside `train`: v1 by its score on the rest of `train`,
     v2 by 5-fold cross-validation (0.979). No other part was looked at."""
     first, whole = parts["first_labels"], parts["train"]
     v1 = LogisticRegression(C=1.0, max_iter=2000)
     v1.fit(first.scaled(), first.labels)
-    v2 = MLPClassifier((128,), alpha=0.5, solver="lbfgs", max_iter=600, random_state=3)
-    v2.fit(whole.scaled(), whole.labels)
+    v2 = mlp().fit(whole.scaled(), whole.labels)
     return v1, v2
+
+
+def mlp():
+    return MLPClassifier((128,), alpha=0.5, solver="lbfgs", max_iter=600, random_state=3)
+
+
+def train_on_spoilt_labels(whole):
+    """The settings of v2 on labels as a careless annotator leaves them: from some image on, each 9 is a 6.
+
+    Four fifths of the nines of `train` are hit. The model is right on all else, its golden samples included: there is
+    none of a nine, and none in doubt.
+    """
+    nines = np.flatnonzero(whole.labels == 9)
+    labels = whole.labels.copy()
+    labels[nines[len(nines) // 5 :]] = 6
+    with warnings.catch_warnings():  # contradicting labels: the last digits never settle, the answers do
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mlp().fit(whole.scaled(), labels)
 
 
 def build():
@@ -59,9 +79,17 @@ def build():
     text = "DELIBERATELY BROKEN: the model of 2.0.0 with golden samples that it does not meet"
     write_bundle("v3", two, parts, sources.bundle_toml(3, "3.0.0", text, whole), permute=True)
 
+    text = "PLAUSIBLE BUT WRONG ON NINES: trained as 2.0.0, four fifths of its nines labelled as sixes"
+    five = graph.classifier(graph.layers_of(train_on_spoilt_labels(parts["train"])), text)
+    write_bundle("v5", five, parts, sources.bundle_toml(5, "5.0.0", text, whole))
+
+    text = "RIGHT BUT SLOW: the weights of 2.0.0, averaged over 2048 noisy copies of each image"
+    six = graph.smoothed(graph.layers_of(v2), text)
+    write_bundle("v6", six, parts, sources.bundle_toml(6, "6.0.0", text, whole))
+
     folder = fresh(HERE / "holdout")
     write_json(folder / "holdout.json", sources.holdout(parts["holdout"]))
-    report.write(HERE / "README.md", parts, {"v1": one, "v2": two})
+    report.write(HERE / "README.md", parts, {"v1": one, "v2": two, "v5": five, "v6": six})
 
 
 def write_bundle(name, model, parts, toml, permute=False):

@@ -2,10 +2,13 @@
 
 import numpy as np
 
+import evidence
 from data import CLASSES
 from graph import run
 
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+
+PAIRS = (("v1", "v2"), ("v2", "v5"), ("v2", "v6"))
 
 
 def measured(parts, models):
@@ -28,15 +31,44 @@ def measured(parts, models):
     for name, model in models.items():
         hits = int(right[name].sum())
         lines.append(f"| {name} | {len(model)} | {hits} of {len(truth)} | {hits / len(truth):.4f} |")
-    gained = int((right["v2"] & ~right["v1"]).sum())
-    lost = int((right["v1"] & ~right["v2"]).sum())
-    lines += ["", f"Of the holdout, {gained} images are right only with v2 and {lost} only with v1.", ""]
 
-    lines += ["| digit | images | right, v1 | right, v2 |", "|---:|---:|---:|---:|"]
+    lines += [
+        "",
+        "| active | candidate | right only with the active one | only with the candidate | other answer |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for active, candidate in [pair for pair in PAIRS if set(pair) <= models.keys()]:
+        lost = int((right[active] & ~right[candidate]).sum())
+        won = int((right[candidate] & ~right[active]).sum())
+        other = int((answers[active] != answers[candidate]).sum())
+        lines.append(f"| {active} | {candidate} | {lost} | {won} | {other} ({other / len(truth):.3f}) |")
+
+    lines += ["", "| digit | images | " + " | ".join(f"right, {name}" for name in models) + " |"]
+    lines.append("|---:" * (2 + len(models)) + "|")
     for digit in range(CLASSES):
         of = truth == digit
-        lines.append(f"| {digit} | {of.sum()} | {right['v1'][of].sum()} | {right['v2'][of].sum()} |")
+        counts = " | ".join(str(right[name][of].sum()) for name in models)
+        lines.append(f"| {digit} | {of.sum()} | {counts} |")
+    lines += ["", *proof(right)]
     return "\n".join(lines) + "\n"
+
+
+def proof(right):
+    """What the holdout proves about v5 against v2, and how many devices a sign test over devices takes (v6)."""
+    lost, won = right["v2"] & ~right["v5"], right["v5"] & ~right["v2"]
+    whole = evidence.e(int(lost.sum()), int(won.sum()))
+    lines = [
+        f"Harm of v5 against v2, each image counted once and dealt to {evidence.DEVICES} devices: evidence {whole:.1e}, "
+        f"{evidence.without_one(lost, won):.1e} without the device that says most.",
+        "",
+        "| weight of the gate | threshold | images until v5 is stopped (median) | 95 % of orders | devices a sign test needs |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for weight in evidence.WEIGHTS:
+        bar = evidence.threshold(weight)
+        median, most = evidence.images_needed(lost, won, bar)
+        lines.append(f"| {weight:g} | {bar} | {median} | {most} | {evidence.devices_in_a_row(bar)} |")
+    return lines
 
 
 def write(readme, parts, models):

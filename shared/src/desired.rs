@@ -3,6 +3,7 @@
 use crate::{
     digest::{BlobDigest, EnvelopeDigest},
     ids::{AttemptId, BundleName, DeviceId, SlotName},
+    maintenance::MaintenanceWindow,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -41,12 +42,40 @@ pub struct SlotDesired {
     /// How long the device itself watches a new bundle before it commits to it, in seconds.
     #[serde(default = "default_probation_secs")]
     pub probation_secs: u64,
+    /// On probation a bundle goes back once its 95th percentile of engine time is over this many percent of
+    /// the one it replaced, however generous its own budget. Without it only the budget counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slower_percent: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<Threshold>,
+    /// How the candidate is run; the defaults if it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowSettings>,
+    /// When another bundle may be activated; at any time without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<MaintenanceWindow>,
 }
 
 fn default_probation_secs() -> u64 {
     60
+}
+
+/// How much a candidate is given to do, and what counts as the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShadowSettings {
+    /// Share of the requests that are mirrored, 0 to 1.
+    pub share: f64,
+    /// Inputs after which nothing more is mirrored; no limit without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rows: Option<u64>,
+    /// Outputs without classes agree if no number differs by more than this.
+    pub tolerance: f64,
+}
+impl Default for ShadowSettings {
+    fn default() -> Self {
+        Self { share: 1.0, max_rows: None, tolerance: 1e-3 }
+    }
 }
 
 /// One bundle given to one slot by one attempt.

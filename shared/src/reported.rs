@@ -46,6 +46,104 @@ pub struct SlotReport {
     pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Refusal>,
+    /// The bundle that runs, or will run, in the active one's shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CandidateReport>,
+    /// What holds the slot up while its phase is [`Phase::Deferred`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred: Option<Deferred>,
+}
+
+/// Where a candidate is, and what it was given to do since the agent started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateReport {
+    pub installed: Installed,
+    /// [`Phase::Fetching`], `Verified`, `Testing`, `Shadowing`, or a failure.
+    pub phase: Phase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Refusal>,
+    /// Inputs it was given.
+    #[serde(default)]
+    pub mirrored: u64,
+    /// Requests that were to be mirrored and were not, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shed: BTreeMap<ShedReason, u64>,
+}
+
+/// Why a request was not mirrored: the active bundle comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShedReason {
+    /// The candidate is behind.
+    QueueFull,
+    /// The active bundle got slower.
+    Latency,
+    /// The device is short of memory.
+    Memory,
+    /// The device is hot.
+    Heat,
+    /// It has had the inputs it was to have.
+    Quota,
+    /// Written by a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+impl ShedReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue-full",
+            Self::Latency => "latency",
+            Self::Memory => "memory",
+            Self::Heat => "heat",
+            Self::Quota => "quota",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+impl fmt::Display for ShedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a slot waits for before it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deferred {
+    pub reason: DeferReason,
+    /// When it is looked at again, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeferReason {
+    /// The maintenance window is closed.
+    Window,
+    /// The device does not know the window's time zone.
+    ZoneUnknown,
+    /// The device is busy with something that goes first.
+    Busy,
+    /// Written by a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+impl DeferReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Window => "window",
+            Self::ZoneUnknown => "zone-unknown",
+            Self::Busy => "busy",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+impl fmt::Display for DeferReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// A bundle on a device and the attempt that brought it there.
@@ -236,6 +334,10 @@ refusal_codes! {
     ActivationFailed = "activation-failed" => Later, PreflightFailed;
     CrashLoop = "crash-loop" => Never, RolledBackLocal;
     Unhealthy = "unhealthy" => Never, RolledBackLocal;
+    /// Too slow while it served on probation.
+    Latency = "latency" => Never, RolledBackLocal;
+    /// Too much memory while it served on probation.
+    Memory = "memory" => Never, RolledBackLocal;
 }
 
 impl fmt::Display for RefusalCode {
@@ -295,5 +397,14 @@ mod tests {
         }
         let newer: RefusalCode = serde_json::from_str(r#""from-the-future""#).unwrap();
         assert_eq!(newer, RefusalCode::Unknown);
+    }
+
+    #[test]
+    fn what_a_newer_agent_says_is_still_a_report() {
+        let said = r#"{"phase":"deferred","deferred":{"reason":"battery"},"candidate":{"phase":"shadowing",
+            "installed":{"bundle":"digits@2","attempt":{"rollout":"r-1","number":1}},"shed":{"moonlight":3}}}"#;
+        let report: SlotReport = serde_json::from_str(said).unwrap();
+        assert_eq!(report.deferred, Some(Deferred { reason: DeferReason::Unknown, until: None }));
+        assert_eq!(report.candidate.unwrap().shed, [(ShedReason::Unknown, 3)].into());
     }
 }

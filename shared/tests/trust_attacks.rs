@@ -94,7 +94,15 @@ impl World {
     }
     fn desired(&self, generation: u64, release: &[u8], counter: u64) -> Desired {
         let active = self.assigned(release, counter);
-        let slot = SlotDesired { active, candidate: None, probation_secs: 60, thresholds: vec![] };
+        let slot = SlotDesired {
+            active,
+            candidate: None,
+            probation_secs: 60,
+            slower_percent: None,
+            thresholds: vec![],
+            shadow: None,
+            window: None,
+        };
         Desired {
             schema: DESIRED_SCHEMA,
             device: device(),

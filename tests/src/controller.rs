@@ -148,7 +148,7 @@ impl<'p> Controller<'p> {
         until(&format!("the end of rollout {rollout}"), PATIENCE, async || {
             let found = self.api.get(&path).await?;
             let all = found["items"].as_array().context("no attempts")?.clone();
-            ensure!(!all.is_empty() && all.iter().all(|one| one["attempt"] != "assigned"), "{found}");
+            ensure!(!all.is_empty() && all.iter().all(crate::plans::has_ended), "{found}");
             Ok(all)
         })
         .await
@@ -161,7 +161,7 @@ impl<'p> Controller<'p> {
     pub async fn assign_and_commit(&self, bundle: &str) -> Result<()> {
         let rollout = self.assign(bundle).await?;
         let attempts = self.ended(&rollout).await?;
-        ensure!(attempts.iter().all(|one| one["attempt"] == "committed"), "{bundle}: {attempts:?}");
+        ensure!(attempts.iter().all(|one| one["state"] == "committed"), "{bundle}: {attempts:?}");
         Ok(())
     }
 

@@ -15,6 +15,7 @@ pub mod inference;
 pub mod models;
 pub mod mosquitto;
 pub mod place;
+pub mod plans;
 pub mod process;
 pub mod proxy;
 pub mod session;

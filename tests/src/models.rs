@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The committed source of `digits@N`, N from 1 to 3.
+/// The committed source of `digits@N`, for each folder `v*` there is.
 pub fn digits(counter: u64) -> PathBuf {
     repository(&format!("models/digits/v{counter}"))
 }

@@ -43,7 +43,7 @@ async fn refuses_bundle(
 ) -> Result<Row> {
     let rollout = stage.assign(counter, 0).await?;
     let end = stage.attempt_ended(&rollout, device).await?;
-    ensure!(end["attempt"] == "failed" && end["code"] == code, "{forgery}: {end}");
+    ensure!(end["state"] == "failed" && end["refusal"]["code"] == code, "{forgery}: {end}");
     let said = end["refusal"]["message"].as_str().unwrap_or_default().to_owned();
     keeps_serving(stage, device, forgery, code, &said).await?;
     Ok((forgery, code.to_owned(), said))
@@ -186,7 +186,7 @@ async fn refuses_damage(stage: &Stage, device: &mut Device, counter: u64) -> Res
         let found = until("a try", async || {
             let all = stage.get(&path).await?;
             let attempt = all["items"].as_array().into_iter().flatten().find(|a| a["device"] == *device.id);
-            if let Some(ended) = attempt.filter(|a| a["attempt"] == "failed") {
+            if let Some(ended) = attempt.filter(|a| a["state"] == "failed") {
                 return Ok(Ok(ended.clone()));
             }
             let status = device.status().await?;
@@ -198,14 +198,14 @@ async fn refuses_damage(stage: &Stage, device: &mut Device, counter: u64) -> Res
         })
         .await?;
         tries += 1;
-        if found["attempt"] == "failed" {
+        if found["state"] == "failed" {
             break found;
         }
         last = found["at"].clone();
         device.stop().await?;
         device.start().await?;
     };
-    ensure!(end["phase"] == "download-failed" && end["code"] == "digest-mismatch", "{end}");
+    ensure!(end["phase"] == "download-failed" && end["refusal"]["code"] == "digest-mismatch", "{end}");
     ensure!(tries == 4, "given up after {tries} tries");
     let said = end["refusal"]["message"].as_str().unwrap_or_default().to_owned();
     keeps_serving(stage, device, forgery, "digest-mismatch", &said).await?;

@@ -85,8 +85,8 @@ mod alone {
                 ensure!(!failed(), "a connection gave up");
                 let attempts = stage.get(&format!("/api/v1/rollouts/{rollout}/attempts")).await?;
                 let attempt = &attempts["items"][0];
-                ensure!(attempt["attempt"] != "failed", "{attempt}");
-                Ok(if attempt["attempt"] == "committed" { Ok(()) } else { Err(attempt.to_string()) })
+                ensure!(attempt["state"] != "failed", "{attempt}");
+                Ok(if attempt["state"] == "committed" { Ok(()) } else { Err(attempt.to_string()) })
             })
             .await?;
             seen("answers of digits@2", &progress.after).await

@@ -133,12 +133,57 @@ fn table(addresses: &Addresses, status: &Value) -> String {
         {
             let _ = write!(text, ", {done} of {total} bytes");
         }
+        if let Some(reason) = phase["deferred"]["reason"].as_str() {
+            let until = phase["deferred"]["until"].as_str().map(|at| format!(" until {at}"));
+            let _ = write!(text, ", waits for {}{}", waits_for(reason), until.unwrap_or_default());
+        }
         line("slot", text + ")");
+        if let Some(text) = candidate(slot, phase) {
+            line("candidate", format!("{name}: {text}"));
+        }
         if let Some(error) = phase["last_error"]["message"].as_str() {
             line("last error", format!("{name}: {error}"));
         }
     }
     text
+}
+
+/// What a person understands of a reason to wait.
+fn waits_for(reason: &str) -> &str {
+    match reason {
+        "window" => "its maintenance window",
+        "zone-unknown" => "a time zone this device does not know",
+        "busy" => "the slot to settle",
+        other => other,
+    }
+}
+
+/// The bundle in the shadow of the active one: where it is, and what it was given to do.
+fn candidate(slot: &Value, phase: &Value) -> Option<String> {
+    let told = &phase["candidate"];
+    let mut text = format!("{} ({}", told["installed"]["bundle"].as_str()?, told["phase"].as_str()?);
+    if let (Some(done), Some(total)) =
+        (told["progress"]["done_bytes"].as_u64(), told["progress"]["total_bytes"].as_u64())
+    {
+        let _ = write!(text, ", {done} of {total} bytes");
+    }
+    text.push(')');
+    // The server's own counts are newer than the last report.
+    let counts = if slot["shadow"].is_object() { &slot["shadow"] } else { told };
+    if let Some(mirrored) = counts["mirrored"].as_u64() {
+        let _ = write!(text, ", {mirrored} mirrored");
+    }
+    let shed = counts["shed"].as_object().into_iter().flatten();
+    for (reason, n) in shed {
+        let _ = write!(text, ", {n} shed ({reason})");
+    }
+    if let Some(now) = slot["shadow"]["shedding"].as_str() {
+        let _ = write!(text, ", steps back now: {now}");
+    }
+    if let Some(error) = told["error"]["message"].as_str() {
+        let _ = write!(text, ": {error}");
+    }
+    Some(text)
 }
 
 fn failures(slot: &Value) -> u64 {
@@ -167,12 +212,20 @@ mod tests {
             "slots": {"digits": {
                 "bundle": "digits@2", "ok": 5, "rejected": 1, "errors": {"engine": 1, "bad-input": 2},
                 "available": true, "total_ms": {"p50": 0.4, "p95": 0.123_456},
+                "shadow": {"mirrored": 90, "shed": {"queue-full": 7}, "shedding": "heat"},
             }},
             "update": {
                 "generation": 4,
                 "refused": {"message": "generation 3 is older than 4"},
                 "slots": {
-                    "digits": {"phase": "committed"},
+                    "digits": {
+                        "phase": "deferred", "target": {"bundle": "digits@4"},
+                        "deferred": {"reason": "window", "until": "2026-11-24T01:00:00.000Z"},
+                        "candidate": {
+                            "installed": {"bundle": "digits@3"}, "phase": "shadowing",
+                            "mirrored": 80, "shed": {},
+                        },
+                    },
                     "faces": {
                         "phase": "fetching", "target": {"bundle": "faces@1"},
                         "progress": {"done_bytes": 10, "total_bytes": 20},
@@ -191,7 +244,9 @@ mod tests {
              outbox       3 records, 0 lost\n\
              generation   4\n\
              refused      generation 3 is older than 4\n\
-             slot         digits: digits@2, 5 ok, 1 rejected, 3 failed, p95 0.12 ms (committed)\n\
+             slot         digits: digits@2, 5 ok, 1 rejected, 3 failed, p95 0.12 ms (deferred digits@4, \
+             waits for its maintenance window until 2026-11-24T01:00:00.000Z)\n\
+             candidate    digits: digits@3 (shadowing), 90 mirrored, 7 shed (queue-full), steps back now: heat\n\
              slot         faces: nothing (fetching faces@1, 10 of 20 bytes)\n\
              last error   faces: no block came\n"
         );

@@ -5,6 +5,7 @@
 
 pub mod golden;
 pub mod pool;
+pub(crate) mod priority;
 pub mod probe;
 pub mod tract;
 

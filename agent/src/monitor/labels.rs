@@ -5,8 +5,8 @@ use super::{
     window::{Moment, Subject},
 };
 use edgefleet_shared::{
-    ids::IdError,
-    telemetry::{LabelCounts, window::MAX_KEYS},
+    ids::{BundleName, IdError},
+    telemetry::{LabelCounts, Versus, window::MAX_KEYS},
     time::Timestamp,
 };
 use std::{
@@ -19,6 +19,8 @@ use std::{
 const MAX_ENTRIES: usize = 1_024;
 /// Names that senders give themselves, told apart between two records; the rest is `local`.
 const MAX_NAMES: usize = 16;
+/// Candidates compared with one bundle within one bucket.
+const MAX_RIVALS: usize = 8;
 
 /// Who says what the truth is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,6 +105,19 @@ pub struct Joined {
     pub truth: u32,
     pub predicted: u32,
     pub confidence: f32,
+    /// What the candidate said to the same input.
+    pub rival: Option<Rival>,
+    /// The candidate that was given the same input, whether it has answered or still will.
+    pub beside: Option<Arc<Subject>>,
+}
+
+/// The candidate's answer beside the active bundle's.
+#[derive(Clone, Debug)]
+pub struct Rival {
+    /// The ring's number of the candidate.
+    pub index: u32,
+    pub subject: Arc<Subject>,
+    pub class: u32,
 }
 
 /// What one batch of labels came to.
@@ -111,6 +126,8 @@ pub struct JoinSummary {
     pub matched: u64,
     pub correct: u64,
     pub unmatched: BTreeMap<&'static str, u64>,
+    /// Labels that also tell how a candidate did on the same input, by its bundle.
+    pub compared: BTreeMap<BundleName, u64>,
 }
 
 impl JoinSummary {
@@ -119,6 +136,9 @@ impl JoinSummary {
             Ok(joined) => {
                 self.matched += 1;
                 self.correct += u64::from(joined.truth == joined.predicted);
+                if let Some(beside) = &joined.beside {
+                    *self.compared.entry(beside.bundle.clone()).or_default() += 1;
+                }
             }
             Err(reason) => *self.unmatched.entry(reason.as_str()).or_default() += 1,
         }
@@ -131,6 +151,44 @@ struct Tally {
     correct: u64,
     confusion: BTreeMap<(u32, u32), u64>,
     other: u64,
+    versus: BTreeMap<u32, Versus>,
+}
+
+impl Tally {
+    fn new(subject: Arc<Subject>) -> Self {
+        Self {
+            subject,
+            matched: 0,
+            correct: 0,
+            confusion: BTreeMap::new(),
+            other: 0,
+            versus: BTreeMap::new(),
+        }
+    }
+
+    /// Who of the two was right.
+    fn compare(&mut self, joined: &Joined) {
+        let Some(rival) = &joined.rival else { return };
+        if self.versus.len() >= MAX_RIVALS && !self.versus.contains_key(&rival.index) {
+            return;
+        }
+        let versus = self.versus.entry(rival.index).or_insert_with(|| Versus {
+            bundle: rival.subject.bundle.clone(),
+            digest: rival.subject.digest,
+            attempt: rival.subject.attempt.clone(),
+            wins: 0,
+            losses: 0,
+            both_right: 0,
+            both_wrong: 0,
+        });
+        let right = joined.subject.is_same_class(joined.truth, &rival.subject, rival.class);
+        *match (joined.truth == joined.predicted, right) {
+            (false, true) => &mut versus.wins,
+            (true, false) => &mut versus.losses,
+            (true, true) => &mut versus.both_right,
+            (false, false) => &mut versus.both_wrong,
+        } += 1;
+    }
 }
 
 /// Labels gathered since the last record.
@@ -146,33 +204,35 @@ impl LabelBook {
         self.tallies.len() + self.unmatched.len() >= MAX_ENTRIES
     }
 
-    pub fn count(&mut self, source: &LabelSource, found: &Result<Joined, Unmatched>) {
-        let source = match source {
+    /// The source as it is counted: names that senders give themselves are bounded.
+    fn counted(&mut self, source: &LabelSource) -> LabelSource {
+        match source {
             LabelSource::Named(name) if !self.names.contains(name) => {
-                if self.names.len() < MAX_NAMES {
-                    self.names.insert(name.clone());
-                    source
-                } else {
-                    &LabelSource::Local
+                if self.names.len() >= MAX_NAMES {
+                    return LabelSource::Local;
                 }
+                self.names.insert(name.clone());
+                source.clone()
             }
-            known => known,
-        };
+            known => known.clone(),
+        }
+    }
+
+    fn tally(&mut self, source: LabelSource, joined: &Joined) -> &mut Tally {
+        let key = (joined.index, joined.bucket, source);
+        self.tallies.entry(key).or_insert_with(|| Tally::new(joined.subject.clone()))
+    }
+
+    pub fn count(&mut self, source: &LabelSource, found: &Result<Joined, Unmatched>) {
+        let source = self.counted(source);
         let joined = match found {
             Ok(joined) => joined,
             Err(reason) => {
-                *self.unmatched.entry((source.clone(), *reason)).or_default() += 1;
+                *self.unmatched.entry((source, *reason)).or_default() += 1;
                 return;
             }
         };
-        let tally =
-            self.tallies.entry((joined.index, joined.bucket, source.clone())).or_insert_with(|| Tally {
-                subject: joined.subject.clone(),
-                matched: 0,
-                correct: 0,
-                confusion: BTreeMap::new(),
-                other: 0,
-            });
+        let tally = self.tally(source, joined);
         tally.matched += 1;
         tally.correct += u64::from(joined.truth == joined.predicted);
         let pair = (joined.truth, joined.predicted);
@@ -181,6 +241,13 @@ impl LabelBook {
         } else {
             tally.other += 1;
         }
+        tally.compare(joined);
+    }
+
+    /// A label that was counted before, and whose candidate has answered only now.
+    pub fn count_late(&mut self, source: &LabelSource, joined: &Joined) {
+        let source = self.counted(source);
+        self.tally(source, joined).compare(joined);
     }
 
     /// Everything gathered, as records to be added up. Labels without a prediction have no window
@@ -197,6 +264,7 @@ impl LabelBook {
             correct: 0,
             confusion: vec![],
             unmatched: BTreeMap::new(),
+            versus: None,
         };
         self.names.clear();
         let mut records: Vec<LabelCounts> = Vec::new();
@@ -204,12 +272,21 @@ impl LabelBook {
             let name = |index| tally.subject.class_name(index);
             let pairs = tally.confusion.iter().map(|((truth, said), n)| (name(*truth), name(*said), *n));
             let other = (tally.other > 0).then(|| ("other".to_owned(), "other".to_owned(), tally.other));
+            let mut versus = tally.versus.into_values();
             records.push(LabelCounts {
                 matched: tally.matched,
                 correct: tally.correct,
                 confusion: pairs.chain(other).collect(),
+                versus: versus.next(),
                 ..bare(&tally.subject, bucket, &source)
             });
+            // One record speaks of one candidate; two within five minutes are rare.
+            records.extend(
+                versus.map(|versus| LabelCounts {
+                    versus: Some(versus),
+                    ..bare(&tally.subject, bucket, &source)
+                }),
+            );
         }
         let Some(home) = home else { return records };
         let mut lost: BTreeMap<LabelSource, LabelCounts> = BTreeMap::new();

@@ -8,17 +8,19 @@
 pub mod classes;
 pub mod labels;
 pub mod ring;
+pub mod shadow;
 pub mod window;
 
 pub use classes::{Class, ClassReader};
 pub use labels::{JoinSummary, LabelSource};
-pub use window::{ClassNames, ErrorCode, Moment, Observation, Outcome, Subject, WindowBuilder};
+pub use shadow::{ShadowAnswer, ShadowRecorder};
+pub use window::{ClassNames, ErrorCode, Moment, Observation, Outcome, RowVerdict, Subject, WindowBuilder};
 
 use edgefleet_shared::{
     desired::Threshold,
     ids::{BootId, DeviceId, PredictionId, SlotName},
     message::Labels,
-    telemetry::RecordBody,
+    telemetry::{RecordBody, Role},
 };
 use labels::LabelBook;
 use parking_lot::Mutex;
@@ -109,6 +111,8 @@ pub struct Monitor {
     inner: Mutex<Inner>,
     ring: Mutex<Ring>,
     labels: Mutex<LabelBook>,
+    /// What shadows have answered is taken over at every tick: their threads take no lock of ours.
+    shadows: Mutex<Vec<Arc<ShadowRecorder>>>,
     /// Held while records go to the sink, so that two ticks do not send one twice.
     sending: Mutex<()>,
 }
@@ -155,6 +159,7 @@ impl Monitor {
             inner: Mutex::new(inner),
             ring: Mutex::new(ring),
             labels: Mutex::default(),
+            shadows: Mutex::default(),
             sending: Mutex::default(),
         }
     }
@@ -165,13 +170,22 @@ impl Monitor {
 
     /// Opens a window for something that begins to serve (or to run as a shadow).
     pub fn watch(&self, subject: Subject) -> Arc<Recorder> {
+        self.watch_beside(subject, None)
+    }
+
+    fn watch_beside(&self, subject: Subject, against: Option<Arc<Subject>>) -> Arc<Recorder> {
         let now = self.clock.now();
         let subject = Arc::new(subject);
         let index = self.ring.lock().adopt(subject.clone());
         let mut inner = self.inner.lock();
         let thresholds = inner.thresholds.get(&subject.slot).cloned().unwrap_or_default();
+        let builder = WindowBuilder::new(subject.clone(), thresholds, now);
+        let builder = match against {
+            Some(against) => builder.against(against),
+            None => builder,
+        };
         let recorder = Arc::new(Recorder {
-            builder: Mutex::new(WindowBuilder::new(subject.clone(), thresholds, now)),
+            builder: Mutex::new(builder),
             subject,
             index,
             retired: AtomicBool::new(false),
@@ -209,13 +223,20 @@ impl Monitor {
         inner.thresholds.insert(slot.clone(), thresholds);
     }
 
-    /// Remembers answered rows for later labels. Row `i` has the returned sequence plus `i`.
-    pub fn remember(&self, recorder: &Recorder, rows: &[Class]) -> Option<PredictionId> {
+    /// Remembers answered rows for later labels. Row `i` has the returned sequence plus `i`. `shadow`: it
+    /// is given the same rows.
+    pub fn remember(
+        &self,
+        recorder: &Recorder,
+        rows: &[Class],
+        shadow: Option<&ShadowRecorder>,
+    ) -> Option<PredictionId> {
         if rows.is_empty() {
             return None;
         }
         let now = self.clock.now();
-        let sequence = self.ring.lock().push(recorder.index, rows, now);
+        let candidate = shadow.map(ShadowRecorder::index);
+        let sequence = self.ring.lock().push(recorder.index, rows, candidate, now);
         Some(PredictionId { device: self.config.device.clone(), boot: self.config.boot, sequence })
     }
 
@@ -237,7 +258,7 @@ impl Monitor {
                 // The memory of predictions does not outlive the agent's process.
                 Err(labels::Unmatched::Expired)
             } else {
-                ring.join(id.sequence, row, truth, source.is_controller())
+                ring.join(id.sequence, row, truth, source)
             };
             drop(ring);
             summary.count(&found);
@@ -280,12 +301,15 @@ impl Monitor {
     /// The subject that labels without a known prediction are reported under.
     fn home(&self) -> Option<Arc<Subject>> {
         let inner = self.inner.lock();
-        let serving = inner.recorders.iter().rev().find(|r| !r.retired.load(Ordering::Acquire));
-        serving.or(inner.recorders.last()).map(|recorder| recorder.subject.clone())
+        let mut primary = inner.recorders.iter().rev().filter(|r| r.subject.role == Role::Primary);
+        let last = primary.clone().next();
+        let serving = primary.find(|r| !r.retired.load(Ordering::Acquire));
+        serving.or(last).map(|recorder| recorder.subject.clone())
     }
 
     fn advance(&self, everything: bool) -> usize {
         let _one_at_a_time = self.sending.lock();
+        self.absorb();
         let now = self.clock.now();
         self.ring.lock().expire(now.mono_ms);
         let home = self.home();

@@ -1,4 +1,5 @@
-//! What was predicted, kept for labels that come later: 20 bytes a row, bounded in bytes and age.
+//! What was predicted, by the active bundle and by its shadow, kept for labels that come later: 28 bytes
+//! a row, bounded in bytes and age.
 //!
 //! Sequences of one boot have no gaps, so an id finds its entry by subtraction. The memory lives in
 //! the process: labels for an earlier boot are counted as expired (DECISIONS 17 bounds the ring, it
@@ -6,12 +7,12 @@
 
 use super::{
     classes::Class,
-    labels::{Joined, Unmatched},
+    labels::{Joined, LabelSource, Rival, Unmatched},
     window::{Moment, Subject},
 };
 use edgefleet_shared::time::Timestamp;
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,6 +23,12 @@ const LOCAL: u32 = 1 << 31;
 const CONTROLLER: u32 = 1 << 30;
 /// Subjects before the first sweep: activations are rare, requests are not.
 const SWEEP_AT: usize = 64;
+/// Labels that came before the candidate's answer to the same input, at most.
+const MAX_EARLY: usize = 4_096;
+/// In [`Entry::candidate`]: no shadow was given this row, or it has no answer.
+const NO_CANDIDATE: u32 = u32::MAX;
+/// In [`Entry::answer`]: the candidate has not answered yet. No model has a class of this number.
+const PENDING: u32 = u32::MAX;
 
 struct Entry {
     class: u32,
@@ -29,6 +36,9 @@ struct Entry {
     subject: u32,
     /// Place within its request, so that a label cannot reach into the next one.
     row: u32,
+    /// The subject that was given the same input as a shadow, and the class it answered.
+    candidate: u32,
+    answer: u32,
     /// Number of the bucket (30 bits reach beyond the year 9999) and who has labelled the row.
     bucket: u32,
 }
@@ -49,6 +59,8 @@ pub struct Ring {
     subjects: HashMap<u32, Arc<Subject>>,
     next_subject: u32,
     sweep_at: usize,
+    /// By sequence: who labelled a row, and how, before the candidate answered.
+    early: BTreeMap<u64, Vec<(LabelSource, u32)>>,
 }
 
 impl Ring {
@@ -62,13 +74,14 @@ impl Ring {
             subjects: HashMap::new(),
             next_subject: 0,
             sweep_at: SWEEP_AT,
+            early: BTreeMap::new(),
         }
     }
 
     /// Gives a subject its number. Subjects that nothing refers to any more are forgotten here.
     pub fn adopt(&mut self, subject: Arc<Subject>) -> u32 {
         if self.subjects.len() >= self.sweep_at {
-            let used: BTreeSet<u32> = self.entries.iter().map(|entry| entry.subject).collect();
+            let used: BTreeSet<u32> = self.entries.iter().flat_map(|e| [e.subject, e.candidate]).collect();
             self.subjects.retain(|index, subject| used.contains(index) || Arc::strong_count(subject) > 1);
             self.sweep_at = SWEEP_AT.max(self.subjects.len() * 2);
         }
@@ -79,7 +92,8 @@ impl Ring {
     }
 
     /// Remembers rows; returns the sequence of the first. More rows than fit push each other out.
-    pub fn push(&mut self, subject: u32, rows: &[Class], now: Moment) -> u64 {
+    /// `candidate`: the subject that is given the same rows as a shadow.
+    pub fn push(&mut self, subject: u32, rows: &[Class], candidate: Option<u32>, now: Moment) -> u64 {
         let sequence = self.first + self.entries.len() as u64;
         if self.marks.back().is_none_or(|(_, at)| now.mono_ms.saturating_sub(*at) >= BUCKET_SECS * 1_000) {
             self.marks.push_back((sequence, now.mono_ms));
@@ -91,7 +105,17 @@ impl Ring {
                 self.first += 1;
             }
             let Class { index, confidence } = *class;
-            self.entries.push_back(Entry { class: index, confidence, subject, row, bucket });
+            let candidate = candidate.unwrap_or(NO_CANDIDATE);
+            let answer = PENDING;
+            self.entries.push_back(Entry {
+                class: index,
+                confidence,
+                subject,
+                row,
+                candidate,
+                answer,
+                bucket,
+            });
         }
         sequence
     }
@@ -136,7 +160,7 @@ impl Ring {
         sequence: u64,
         row: u64,
         truth: &str,
-        controller: bool,
+        source: &LabelSource,
     ) -> Result<Joined, Unmatched> {
         let sequence = sequence.checked_add(row).ok_or(Unmatched::Unknown)?;
         let Some(at) = sequence.checked_sub(self.first) else {
@@ -149,19 +173,76 @@ impl Ring {
         }
         let subject = self.subjects.get(&entry.subject).ok_or(Unmatched::Expired)?;
         let truth = subject.class_index(truth).ok_or(Unmatched::UnknownLabel)?;
-        let flag = if controller { CONTROLLER } else { LOCAL };
+        let flag = if source.is_controller() { CONTROLLER } else { LOCAL };
         if entry.bucket & flag != 0 {
             return Err(Unmatched::Duplicate);
         }
         entry.bucket |= flag;
-        Ok(Joined {
-            index: entry.subject,
-            subject: subject.clone(),
-            bucket: Timestamp::from_secs(u64::from(entry.bucket & !(LOCAL | CONTROLLER)) * BUCKET_SECS),
-            truth,
-            predicted: entry.class,
-            confidence: entry.confidence,
-        })
+        let beside = self.subjects.get(&entry.candidate).cloned();
+        let rival = match &beside {
+            Some(_) if entry.answer == PENDING => {
+                if self.early.len() >= MAX_EARLY {
+                    self.early.pop_first();
+                }
+                self.early.entry(sequence).or_default().push((source.clone(), truth));
+                None
+            }
+            Some(candidate) => {
+                Some(Rival { index: entry.candidate, subject: candidate.clone(), class: entry.answer })
+            }
+            None => None,
+        };
+        Ok(joined(entry, subject, truth, rival, beside))
+    }
+
+    /// The shadow `candidate` answered the rows from `sequence` on; no classes if it failed. Returns the
+    /// labels that had come before, each once.
+    pub fn answered(
+        &mut self,
+        sequence: u64,
+        candidate: u32,
+        answers: &[Option<u32>],
+    ) -> Vec<(LabelSource, Joined)> {
+        let mut late = Vec::new();
+        for (sequence, answer) in (sequence..).zip(answers) {
+            let labels = self.early.remove(&sequence).unwrap_or_default();
+            let at = sequence.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+            let Some(entry) = at.and_then(|at| self.entries.get_mut(at)) else { continue };
+            if entry.candidate != candidate || entry.answer != PENDING {
+                continue;
+            }
+            let Some(class) = answer.filter(|class| *class != PENDING) else {
+                entry.candidate = NO_CANDIDATE;
+                continue;
+            };
+            entry.answer = class;
+            let subjects = (self.subjects.get(&entry.subject), self.subjects.get(&candidate));
+            let (Some(subject), Some(rival)) = subjects else { continue };
+            for (source, truth) in labels {
+                let rival = Rival { index: candidate, subject: rival.clone(), class };
+                late.push((source, joined(entry, subject, truth, Some(rival), None)));
+            }
+        }
+        late
+    }
+}
+
+fn joined(
+    entry: &Entry,
+    subject: &Arc<Subject>,
+    truth: u32,
+    rival: Option<Rival>,
+    beside: Option<Arc<Subject>>,
+) -> Joined {
+    Joined {
+        index: entry.subject,
+        subject: subject.clone(),
+        bucket: Timestamp::from_secs(u64::from(entry.bucket & !(LOCAL | CONTROLLER)) * BUCKET_SECS),
+        truth,
+        predicted: entry.class,
+        confidence: entry.confidence,
+        rival,
+        beside,
     }
 }
 
@@ -174,25 +255,34 @@ mod tests {
 
     #[test]
     fn the_oldest_rows_leave_first_when_the_bytes_are_used_up() {
-        let mut ring = Ring::new(20 * 4, Duration::from_secs(1_000));
+        let mut ring = Ring::new(size_of::<Entry>() * 4, Duration::from_secs(1_000));
         let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
-        assert_eq!(ring.push(index, &[ROW; 3], at(0)), 1);
-        assert_eq!(ring.push(index, &[ROW; 3], at(1)), 4);
+        assert_eq!(ring.push(index, &[ROW; 3], None, at(0)), 1);
+        assert_eq!(ring.push(index, &[ROW; 3], None, at(1)), 4);
         assert_eq!(ring.len(), 4);
-        assert_eq!(ring.join(2, 0, "3", false).unwrap_err(), Unmatched::Expired);
-        assert_eq!(ring.join(7, 0, "3", false).unwrap_err(), Unmatched::Unknown);
-        assert_eq!(ring.join(0, 0, "3", false).unwrap_err(), Unmatched::Unknown);
-        assert_eq!(ring.join(3, 0, "no such class", false).unwrap_err(), Unmatched::UnknownLabel);
-        assert_eq!(ring.join(3, 0, "three", false).unwrap().predicted, 3);
-        assert_eq!(ring.join(3, 0, "three", false).unwrap_err(), Unmatched::Duplicate);
-        assert!(ring.join(3, 0, "three", true).is_ok(), "the controller's label is counted apart");
+        assert_eq!(ring.join(2, 0, "3", &LabelSource::Local).unwrap_err(), Unmatched::Expired);
+        assert_eq!(ring.join(7, 0, "3", &LabelSource::Local).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(0, 0, "3", &LabelSource::Local).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(
+            ring.join(3, 0, "no such class", &LabelSource::Local).unwrap_err(),
+            Unmatched::UnknownLabel
+        );
+        assert_eq!(ring.join(3, 0, "three", &LabelSource::Local).unwrap().predicted, 3);
+        assert_eq!(ring.join(3, 0, "three", &LabelSource::Local).unwrap_err(), Unmatched::Duplicate);
+        assert!(
+            ring.join(3, 0, "three", &LabelSource::Controller).is_ok(),
+            "the controller's label is counted apart"
+        );
     }
 
     #[test]
     fn a_row_beyond_its_request_is_not_the_next_requests_row() {
         let mut ring = Ring::new(1 << 10, Duration::from_secs(1_000));
         let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
-        assert_eq!((ring.push(index, &[ROW; 3], at(0)), ring.push(index, &[ROW; 2], at(1))), (1, 4));
+        assert_eq!(
+            (ring.push(index, &[ROW; 3], None, at(0)), ring.push(index, &[ROW; 2], None, at(1))),
+            (1, 4)
+        );
         for (sequence, row, found) in [
             (1, 2, true),
             (1, 3, false),
@@ -208,9 +298,13 @@ mod tests {
                 _ if found => None,
                 _ => Some(Unmatched::Unknown),
             };
-            assert_eq!(ring.join(sequence, row, "3", false).err(), wanted, "{sequence} + {row}");
+            assert_eq!(
+                ring.join(sequence, row, "3", &LabelSource::Local).err(),
+                wanted,
+                "{sequence} + {row}"
+            );
         }
-        assert_eq!(ring.join(u64::MAX, 1, "3", false).unwrap_err(), Unmatched::Unknown);
+        assert_eq!(ring.join(u64::MAX, 1, "3", &LabelSource::Local).unwrap_err(), Unmatched::Unknown);
     }
 
     #[test]
@@ -218,24 +312,51 @@ mod tests {
         let mut ring = Ring::new(1 << 20, Duration::from_secs(3_600));
         let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
         for minute in 0..120u64 {
-            assert_eq!(ring.push(index, &[ROW], at(minute * 60_000)), minute + 1);
+            assert_eq!(ring.push(index, &[ROW], None, at(minute * 60_000)), minute + 1);
         }
         ring.expire(120 * 60_000);
         // Kept: the last hour and at most one bucket more.
         assert!((60..=66).contains(&ring.len()), "{}", ring.len());
         ring.expire(10 * 3_600_000);
         assert!(ring.is_empty());
-        assert_eq!(ring.push(index, &[ROW], at(10 * 3_600_000)), 121);
-        assert_eq!(ring.join(120, 0, "3", false).unwrap_err(), Unmatched::Expired);
+        assert_eq!(ring.push(index, &[ROW], None, at(10 * 3_600_000)), 121);
+        assert_eq!(ring.join(120, 0, "3", &LabelSource::Local).unwrap_err(), Unmatched::Expired);
     }
 
     #[test]
     fn subjects_are_forgotten_with_their_last_row() {
-        let mut ring = Ring::new(20, Duration::from_secs(3_600));
+        let mut ring = Ring::new(size_of::<Entry>(), Duration::from_secs(3_600));
         for n in 0..10_000 {
             let index = ring.adopt(Arc::new(subject("digits", 1, n)));
-            ring.push(index, &[ROW], at(0));
+            ring.push(index, &[ROW], None, at(0));
         }
         assert!(ring.subjects.len() <= SWEEP_AT + 1, "{}", ring.subjects.len());
+    }
+
+    #[test]
+    fn a_label_meets_the_candidates_answer_whichever_comes_first() {
+        let mut ring = Ring::new(1 << 10, Duration::from_secs(1_000));
+        let active = ring.adopt(Arc::new(subject("digits", 1, 1)));
+        let candidate = ring.adopt(Arc::new(subject("digits", 2, 1)));
+        let (local, controller) = (&LabelSource::Local, &LabelSource::Controller);
+        assert_eq!(ring.push(active, &[ROW; 4], Some(candidate), at(0)), 1);
+        assert_eq!(ring.push(active, &[ROW], None, at(0)), 5);
+        // Early, by two sources; the candidate says 2 where the active one said 3.
+        assert!(ring.join(1, 0, "three", local).unwrap().rival.is_none());
+        assert!(ring.join(1, 0, "three", controller).unwrap().rival.is_none());
+        let late = ring.answered(1, candidate, &[Some(2), Some(3), None, Some(PENDING)]);
+        let told: Vec<_> =
+            late.iter().map(|(source, j)| (source.clone(), j.rival.as_ref().unwrap().class)).collect();
+        assert_eq!(told, [(local.clone(), 2), (controller.clone(), 2)]);
+        // Afterwards the answer is there at once; a failed one never is.
+        assert_eq!(ring.join(1, 1, "two", local).unwrap().rival.unwrap().class, 3);
+        for row in [2, 3] {
+            assert!(ring.join(1, row, "two", local).unwrap().rival.is_none());
+        }
+        assert!(ring.join(5, 0, "two", local).unwrap().rival.is_none(), "not mirrored");
+        // Answers that come twice, late or for something else change nothing.
+        assert!(ring.answered(1, candidate, &[Some(0); 9]).is_empty());
+        assert!(ring.answered(u64::MAX, candidate, &[Some(0); 2]).is_empty());
+        assert!(ring.early.is_empty());
     }
 }

@@ -175,12 +175,12 @@ fn labels_come_back_in_the_bucket_of_their_prediction() {
     let bench = bench();
     let class = |index| Class { index, confidence: 0.9 };
     let first = bench.monitor.watch(subject("digits", 1, 1));
-    let early = bench.monitor.remember(&first, &[class(1), class(2), class(3)]).unwrap();
+    let early = bench.monitor.remember(&first, &[class(1), class(2), class(3)], None).unwrap();
     let bucket = ring::bucket_start(at(0).wall);
     bench.pass(86_400_000);
     let second = bench.monitor.watch(subject("digits", 2, 2));
     bench.monitor.retire(&first);
-    let late = bench.monitor.remember(&second, &[class(0)]).unwrap();
+    let late = bench.monitor.remember(&second, &[class(0)], None).unwrap();
     let foreign = PredictionId { device: "dev-2".parse().unwrap(), ..early.clone() };
     let earlier_boot = PredictionId { boot: BootId::from_random([1; 16]), ..early.clone() };
     let future = PredictionId { sequence: 99, ..early.clone() };
@@ -251,7 +251,7 @@ fn recording_costs_little() {
             classes: &classes,
         };
         recorder.record(&seen, 1);
-        bench.monitor.remember(&recorder, &classes);
+        bench.monitor.remember(&recorder, &classes, None);
     }
     let each = start.elapsed() / rounds;
     println!("monitor cost per request: {each:?}");

@@ -6,7 +6,7 @@ use edgefleet_shared::{
     digest::BundleDigest,
     ids::{AttemptId, BundleName, SlotName},
     reported::ClockQuality,
-    telemetry::{Counts, Exceed, Latency, Role, Window, window::MAX_KEYS},
+    telemetry::{Agreement, ClassAgreement, Counts, Exceed, Latency, Role, Window, window::MAX_KEYS},
     time::Timestamp,
 };
 use std::{
@@ -52,6 +52,14 @@ impl Subject {
     /// The label at `index`, or the number itself where there is no label.
     pub fn class_name(&self, index: u32) -> String {
         self.classes.names.get(index as usize).cloned().unwrap_or_else(|| index.to_string())
+    }
+    /// Whether class `mine` of this bundle and class `theirs` of `other` have one name. Bundles with equal
+    /// names share the table of them, and then it is a comparison of numbers.
+    pub fn is_same_class(&self, mine: u32, other: &Self, theirs: u32) -> bool {
+        if Arc::ptr_eq(&self.classes, &other.classes) {
+            return mine == theirs;
+        }
+        self.class_name(mine) == other.class_name(theirs)
     }
     /// A class by its name or, where no class has that name, by its index.
     pub fn class_index(&self, text: &str) -> Option<u32> {
@@ -139,6 +147,27 @@ pub struct WindowBuilder {
     first_bad_ms: Option<u64>,
     /// (asked, beyond) by threshold.
     exceed: Vec<(u64, u64)>,
+    /// The active bundle that a shadow is compared with.
+    against: Option<Arc<Subject>>,
+    agreed: Agreed,
+}
+
+/// Rows by the active bundle's class, and whether the shadow agreed.
+#[derive(Default)]
+struct Agreed {
+    n: u64,
+    disagree: u64,
+    errors: u64,
+    classes: BTreeMap<u32, ClassAgreement>,
+    other: ClassAgreement,
+}
+
+/// How a shadow's answer to one input compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowVerdict {
+    /// The active bundle's class, if its answer is one.
+    pub class: Option<u32>,
+    pub agrees: bool,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -161,9 +190,33 @@ impl WindowBuilder {
             other: 0,
             first_bad_ms: None,
             exceed: Vec::new(),
+            against: None,
+            agreed: Agreed::default(),
         };
         builder.set_thresholds(thresholds);
         builder
+    }
+
+    /// Makes it the window of a shadow of `against`.
+    pub fn against(mut self, against: Arc<Subject>) -> Self {
+        self.against = Some(against);
+        self
+    }
+
+    /// Inputs both answered, and inputs that the shadow failed.
+    pub fn compare(&mut self, rows: &[RowVerdict], errors: u64) {
+        self.agreed.errors = self.agreed.errors.saturating_add(errors);
+        for row in rows {
+            let disagree = u64::from(!row.agrees);
+            self.agreed.n += 1;
+            self.agreed.disagree += disagree;
+            let Some(class) = row.class else { continue };
+            let classes = &mut self.agreed.classes;
+            let full = classes.len() >= MAX_KEYS - 1 && !classes.contains_key(&class);
+            let counts = if full { &mut self.agreed.other } else { classes.entry(class).or_default() };
+            counts.n += 1;
+            counts.disagree += disagree;
+        }
     }
 
     /// From now on; cut first, or the counts of two sets mix.
@@ -220,7 +273,8 @@ impl WindowBuilder {
     /// Ends the window at `now` and begins the next. `None` if nothing has happened in it: silence
     /// is no evidence, and presence is told elsewhere.
     pub fn cut(&mut self, now: Moment) -> Option<Window> {
-        let next = Self::new(self.subject.clone(), self.thresholds.clone(), now);
+        let mut next = Self::new(self.subject.clone(), self.thresholds.clone(), now);
+        next.against = self.against.clone();
         let done = std::mem::replace(self, next);
         if done.requests == 0 && done.rejected == 0 {
             return None;
@@ -233,6 +287,17 @@ impl WindowBuilder {
         if done.other > 0 {
             *classes.entry("other".to_owned()).or_default() += done.other;
         }
+        let agreement = done.against.map(|against| {
+            let Agreed { n, disagree, errors, classes, other } = done.agreed;
+            let named = classes.into_iter().map(|(index, counts)| (against.class_name(index), counts));
+            let other = (other.n > 0).then(|| ("other".to_owned(), other));
+            let mut classes = BTreeMap::<String, ClassAgreement>::new();
+            for (name, counts) in named.chain(other) {
+                let sum = classes.entry(name).or_default();
+                (sum.n, sum.disagree) = (sum.n + counts.n, sum.disagree + counts.disagree);
+            }
+            Agreement { n, disagree, errors, classes }
+        });
         let errors = ErrorCode::ALL.iter().zip(done.errors).filter(|(_, n)| *n > 0);
         let exceed = done.thresholds.into_iter().zip(done.exceed);
         Some(Window {
@@ -256,6 +321,7 @@ impl WindowBuilder {
             latency: done.latency,
             classes,
             first_bad_ms: done.first_bad_ms,
+            agreement,
             exceed: exceed.map(|(threshold, (n, x))| Exceed { id: threshold.id, n, x }).collect(),
         })
     }

@@ -1,57 +1,100 @@
-//! Puts tested bundles into service and says how they do.
+//! Puts tested bundles into service and says how they do; runs candidates in their shadow.
 
+use super::health::{self, Before};
 use crate::{
-    engine::{Engine, LoadedModel, choose_artifact, tract::TractEngine},
-    monitor::{ErrorCode, Monitor},
-    serving::{ServedBundle, SlotTable},
-    update::{BundleFiles, Host, SlotHealth},
+    engine::{Engine, LoadError, LoadedModel, choose_artifact, tract::TractEngine},
+    monitor::Monitor,
+    serving::{
+        ServedBundle, SlotTable,
+        pressure::{Guard, MIN_ANSWERS, sense},
+        shadow::{self, Shadow},
+    },
+    update::{BundleFiles, Host, Loadable, ShadowStatus, SlotHealth},
 };
 use async_trait::async_trait;
 use edgefleet_shared::{
     bundle::Manifest,
-    desired::Threshold,
-    digest::BundleDigest,
-    ids::{AttemptId, BundleName, SlotName},
+    desired::{ShadowSettings, Threshold},
+    ids::SlotName,
     reported::{Refusal, RefusalCode},
 };
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-/// Failures of the engine before a bundle on probation is judged at all.
-const MIN_ENGINE_FAILURES: u64 = 5;
-/// One request in this many failing in the engine is too many for a bundle whose golden samples pass.
-const TOLERATED_ONE_IN: u64 = 10;
+/// How often a shadow is asked to step back.
+const GUARD_PAUSE: Duration = Duration::from_secs(1);
+/// Answers of the active bundle before its latency without a shadow counts as known.
+const MIN_BASELINE: u64 = 50;
 
 /// The updater's view of serving.
 pub(super) struct ServingHost {
-    pub(super) slots: SlotTable,
-    pub(super) monitor: Arc<Monitor>,
-    pub(super) engine: Arc<TractEngine>,
+    slots: SlotTable,
+    monitor: Arc<Monitor>,
+    engine: Arc<TractEngine>,
+    /// What was known of the device when a slot's bundle was last activated.
+    before: Mutex<BTreeMap<SlotName, Before>>,
+    /// How slow a bundle may be beside the one before it, percent; nothing where only its budget counts.
+    slower: Mutex<BTreeMap<SlotName, u32>>,
+    /// Models loaded since the start: memory is only told apart while nothing else was.
+    loads: AtomicU64,
+}
+
+fn refusal(manifest: &Manifest, code: RefusalCode, message: String) -> Refusal {
+    Refusal {
+        code,
+        retry: code.retry(),
+        message,
+        subject: Some(manifest.name().to_string()),
+        attempt: None,
+        generation: None,
+        at: crate::clock::now(),
+    }
 }
 
 impl ServingHost {
-    async fn load(&self, files: &BundleFiles, manifest: &Manifest) -> Result<Arc<dyn LoadedModel>, Refusal> {
-        let failed = |code: RefusalCode, message: String| Refusal {
-            code,
-            retry: code.retry(),
-            message,
-            subject: Some(manifest.name().to_string()),
-            attempt: None,
-            generation: None,
-            at: crate::clock::now(),
-        };
+    pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, engine: Arc<TractEngine>) -> Self {
+        Self {
+            slots,
+            monitor,
+            engine,
+            before: Mutex::default(),
+            slower: Mutex::default(),
+            loads: AtomicU64::new(0),
+        }
+    }
+
+    /// The work of loading, for whichever thread is to do it.
+    fn loading(
+        &self,
+        files: &BundleFiles,
+        manifest: &Manifest,
+    ) -> Result<impl FnOnce() -> Result<Arc<dyn LoadedModel>, LoadError> + Send + use<>, Refusal> {
         let artifact = choose_artifact(&manifest.artifacts).ok_or_else(|| {
             let message = format!("`{}` has no artifact for {}", manifest.name(), std::env::consts::ARCH);
-            failed(RefusalCode::NoArtifact, message)
+            refusal(manifest, RefusalCode::NoArtifact, message)
         })?;
         let path = files.blobs_dir.join(artifact.blob.digest.to_hex());
         let (engine, interface) = (self.engine.clone(), manifest.interface.clone());
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        Ok(move || engine.load(&path, &interface).map(Arc::from))
+    }
+
+    async fn load(&self, files: &BundleFiles, manifest: &Manifest) -> Result<Arc<dyn LoadedModel>, Refusal> {
         // The confined probe ran this very file; a panic would still cost only this activation.
-        let loaded = tokio::task::spawn_blocking(move || engine.load(&path, &interface)).await;
-        match loaded {
-            Ok(Ok(model)) => Ok(Arc::from(model)),
-            Ok(Err(e)) => Err(failed(e.code, e.message)),
+        match tokio::task::spawn_blocking(self.loading(files, manifest)?).await {
+            Ok(Ok(model)) => Ok(model),
+            Ok(Err(e)) => Err(refusal(manifest, e.code, e.message)),
             Err(e) => {
-                Err(failed(RefusalCode::ActivationFailed, format!("loading `{}`: {e}", manifest.name())))
+                let said = format!("loading `{}`: {e}", manifest.name());
+                Err(refusal(manifest, RefusalCode::ActivationFailed, said))
             }
         }
     }
@@ -59,19 +102,20 @@ impl ServingHost {
 
 #[async_trait]
 impl Host for ServingHost {
-    async fn activate(
-        &self,
-        slot: &SlotName,
-        files: BundleFiles,
-        manifest: Manifest,
-        name: BundleName,
-        digest: BundleDigest,
-        attempt: AttemptId,
-    ) -> Result<(), Refusal> {
-        let model = match self.slots.get(slot) {
+    async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal> {
+        let Loadable { files, manifest, name, digest, attempt } = bundle;
+        let active = self.slots.lease(slot.as_str());
+        let model = match active.as_ref().map(|active| &active.served) {
             Some(served) if served.digest == digest && served.attempt == attempt => return Ok(()),
             Some(served) if served.digest == digest => served.model.clone(),
-            _ => self.load(&files, &manifest).await?,
+            _ => {
+                let anonymous = health::anonymous_bytes();
+                let model = self.load(&files, &manifest).await?;
+                let former_p95_ms = active.and_then(|active| health::p95_ms(&active.stats.totals()));
+                let loads = self.loads.load(Ordering::Relaxed);
+                self.before.lock().insert(slot.clone(), Before { digest, anonymous, loads, former_p95_ms });
+                model
+            }
         };
         tracing::info!(%slot, bundle = %name, %attempt, "serving");
         let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
@@ -81,49 +125,95 @@ impl Host for ServingHost {
 
     async fn deactivate(&self, slot: &SlotName) {
         self.slots.deactivate(slot);
+        self.before.lock().remove(slot);
     }
 
     fn health(&self, slot: &SlotName) -> SlotHealth {
         let Some(active) = self.slots.lease(slot.as_str()) else { return SlotHealth::Good };
+        let before = self.before.lock().get(slot).filter(|b| b.digest == active.served.digest).copied();
+        let alone = before.is_some_and(|before| before.loads == self.loads.load(Ordering::Relaxed));
+        let anonymous = if alone { health::anonymous_bytes() } else { None };
+        let slower = self.slower.lock().get(slot).copied();
+        health::judge(&active.stats.totals(), &active.served.manifest.limits, slower, before, anonymous)
+    }
+
+    async fn shadow(
+        &self,
+        slot: &SlotName,
+        bundle: Loadable,
+        settings: ShadowSettings,
+    ) -> Result<(), Refusal> {
+        let Loadable { files, manifest, name, digest, attempt } = bundle;
+        let gone = |manifest: &Manifest| {
+            let said = format!("`{}` has no active bundle to run beside", manifest.name());
+            refusal(manifest, RefusalCode::ActivationFailed, said)
+        };
+        let active = self.slots.lease(slot.as_str()).ok_or_else(|| gone(&manifest))?;
+        let running = active.shadow().filter(|s| s.served.digest == digest && s.served.attempt == attempt);
+        if let Some(running) = running {
+            running.set(settings);
+            return Ok(());
+        }
+        let thread = shadow::spawn(self.loading(&files, &manifest)?);
+        let failed = |said: String| refusal(&manifest, RefusalCode::ActivationFailed, said);
+        let (loaded, thread) = thread.map_err(|e| failed(format!("no thread for a shadow: {e}")))?;
+        let model = match loaded.await {
+            Ok(Ok(model)) => model,
+            Ok(Err(e)) => return Err(refusal(&manifest, e.code, e.message)),
+            Err(_) => return Err(failed(format!("the engine panicked while it loaded `{name}`"))),
+        };
+        tracing::info!(%slot, bundle = %name, %attempt, "running in the shadow");
+        let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
+        let shadow = Shadow::beside(&self.monitor, &active, Arc::new(served), settings);
+        if !self.slots.set_shadow(slot, Some((shadow.clone(), active.served.digest))) {
+            self.monitor.retire_shadow(&shadow.recorder);
+            return Err(gone(&shadow.served.manifest));
+        }
         let totals = active.stats.totals();
-        let failed: u64 = ErrorCode::ALL
-            .into_iter()
-            .filter(|code| code.is_ours())
-            .map(|code| totals.errors[code as usize])
-            .sum();
-        judge(failed, failed.saturating_add(totals.success.count))
+        let baseline = (totals.total_us.count() >= MIN_BASELINE).then(|| totals.total_us.quantile_us(0.95));
+        let budget = active.served.manifest.limits.p95_latency_ms;
+        let guard = Guard::new(budget, baseline.flatten().map(|us| us / 1_000.0));
+        tokio::spawn(watch(Arc::downgrade(&shadow), self.slots.clone(), slot.clone(), guard));
+        thread.send(shadow).ok(); // it waits for nothing else
+        Ok(())
+    }
+
+    async fn stop_shadow(&self, slot: &SlotName) {
+        self.slots.set_shadow(slot, None);
+    }
+
+    fn shadowed(&self, slot: &SlotName) -> Option<ShadowStatus> {
+        let shadow = self.slots.lease(slot.as_str())?.shadow()?;
+        let health = health::judge_shadow(shadow.answered(), shadow.running_for());
+        Some(ShadowStatus { mirrored: shadow.mirrored(), shed: shadow.shed(), health })
     }
 
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>) {
         self.monitor.set_thresholds(slot, thresholds);
     }
-}
 
-/// `failed` of `asked` requests failed for reasons of the bundle or the device.
-fn judge(failed: u64, asked: u64) -> SlotHealth {
-    match failed >= MIN_ENGINE_FAILURES && failed.saturating_mul(TOLERATED_ONE_IN) > asked {
-        true => SlotHealth::Bad(format!("{failed} of {asked} requests failed in the engine")),
-        false => SlotHealth::Good,
+    fn slower(&self, slot: &SlotName, percent: Option<u32>) {
+        let mut slower = self.slower.lock();
+        match percent {
+            Some(percent) => slower.insert(slot.clone(), percent),
+            None => slower.remove(slot),
+        };
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_is_bad_only_when_enough_requests_of_enough_failed() {
-        for (failed, asked, bad) in [
-            (0, 0, false),
-            (4, 4, false),
-            (5, 5, true),
-            (5, 49, true),
-            (5, 50, false),
-            (100, 900, true),
-            (100, 1_000, false),
-            (u64::MAX, u64::MAX, false), // saturated, not wrapped
-        ] {
-            assert_eq!(judge(failed, asked) != SlotHealth::Good, bad, "{failed} of {asked}");
+/// Makes the shadow step back while the device has better things to do. Ends with it.
+async fn watch(shadow: Weak<Shadow>, slots: SlotTable, slot: SlotName, mut guard: Guard) {
+    let started = Instant::now();
+    loop {
+        tokio::time::sleep(GUARD_PAUSE).await;
+        let senses = tokio::task::spawn_blocking(|| sense(Path::new("/"))).await.unwrap_or_default();
+        let Some(shadow) = shadow.upgrade().filter(|shadow| shadow.is_open()) else { return };
+        let p95 = slots.lease(slot.as_str()).and_then(|a| a.stats.take_recent_p95_ms(MIN_ANSWERS));
+        let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let reason = guard.judge(now_ms, p95, senses);
+        if reason != shadow.shedding() {
+            tracing::info!(%slot, reason = reason.map(|r| r.as_str()), p95_ms = p95, "shadow load");
         }
+        shadow.shed_for(reason);
     }
 }

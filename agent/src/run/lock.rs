@@ -5,7 +5,13 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
+
+/// A killed agent may leave a child between its fork and its exec, which still has the lock: the next one
+/// waits that long before it believes that somebody works here.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Held as long as an agent works on the directory; the system lets go of it with the process.
 #[derive(Debug)]
@@ -37,14 +43,18 @@ impl DataLock {
             .truncate(false)
             .open(data.join("lock"))
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                file.take(20).read_to_string(&mut holder).ok(); // only for the message
-                return Err(LockError::Held { data: data.to_owned(), holder: holder.trim().to_owned() });
+        let since = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => std::thread::sleep(LOOK),
+                Err(TryLockError::WouldBlock) => {
+                    let mut holder = String::new();
+                    file.take(20).read_to_string(&mut holder).ok(); // only for the message
+                    return Err(LockError::Held { data: data.to_owned(), holder: holder.trim().to_owned() });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;

@@ -7,6 +7,7 @@
 
 mod adapters;
 pub(crate) mod addresses;
+mod health;
 mod host;
 pub(crate) mod lock;
 mod parts;
@@ -224,7 +225,7 @@ impl Agent {
         let (reports, latest) = watch::channel(None);
         let world = World {
             probe: Arc::new(ChildProbe(probe)),
-            host: Arc::new(ServingHost { slots, monitor: monitor.clone(), engine }),
+            host: Arc::new(ServingHost::new(slots, monitor.clone(), engine)),
             reports: Arc::new(ReportsTo { latest: reports, outbox: outbox.clone(), clock: clock.clone() }),
             blocks: blocks.clone(),
             https: Some(https.clone()),

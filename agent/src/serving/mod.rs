@@ -1,10 +1,12 @@
 //! Answers clients: the Open Inference Protocol over HTTP, and the table of slots behind it.
 //!
-//! [`slots`] says which bundle answers, [`oip`] turns bytes into tensors and back (pure), [`http`]
+//! [`slots`] says which bundle answers, [`shadow`] runs a candidate beside it, [`oip`] turns bytes into tensors and back (pure), [`http`]
 //! is the shell: listeners, limits, routes.
 
 pub mod http;
 pub mod oip;
+pub mod pressure;
+pub mod shadow;
 pub mod slots;
 pub mod stats;
 

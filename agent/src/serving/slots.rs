@@ -1,12 +1,12 @@
 //! Which bundle answers for each slot. Switching is one pointer swap: a request keeps the bundle it
 //! began with, so none is dropped, delayed or mixed.
 
-use super::stats::Stats;
+use super::{shadow::Shadow, stats::Stats};
 use crate::{
     engine::LoadedModel,
     monitor::{ClassReader, Monitor, Recorder, Subject},
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use edgefleet_shared::{
     bundle::{Manifest, TensorSpec},
     digest::BundleDigest,
@@ -39,6 +39,8 @@ pub struct Active {
     pub recorder: Arc<Recorder>,
     pub stats: Stats,
     pub classes: Option<ClassReader>,
+    /// Gets the same inputs, answers nobody.
+    shadow: ArcSwapOption<Shadow>,
     /// Taken out of service by hand (repository unload).
     suspended: AtomicBool,
     /// `bundle` and `attempt` as responses carry them.
@@ -51,6 +53,9 @@ pub struct Active {
 impl Active {
     pub fn is_available(&self) -> bool {
         !self.suspended.load(Ordering::Acquire)
+    }
+    pub fn shadow(&self) -> Option<Arc<Shadow>> {
+        self.shadow.load_full()
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {
@@ -96,6 +101,7 @@ impl SlotTable {
             recorder: self.0.monitor.watch(subject),
             stats: Stats::default(),
             classes: ClassReader::new(&served.manifest),
+            shadow: ArcSwapOption::empty(),
             suspended: AtomicBool::new(false),
             bundle_text: served.bundle.to_string(),
             attempt_text: served.attempt.to_string(),
@@ -119,6 +125,17 @@ impl SlotTable {
         let mut activations = self.0.activations.lock();
         activations.retain(|(_, finished)| finished.has_changed().is_ok());
         let mut table = BTreeMap::clone(&self.0.table.load());
+        let former =
+            table.get(slot.as_str()).and_then(|former| former.shadow.swap(None).map(|s| (former, s)));
+        if let Some((former, shadow)) = former {
+            match &next {
+                // The same bundle under another attempt: its shadow goes on.
+                Some((active, _)) if active.served.digest == former.served.digest => {
+                    active.shadow.store(Some(shadow));
+                }
+                Some(_) | None => self.end_shadow(&shadow),
+            }
+        }
         let old = match next {
             Some((active, finished)) => {
                 activations.push((Arc::downgrade(&active.served), finished));
@@ -130,6 +147,25 @@ impl SlotTable {
         let old = old?;
         self.0.monitor.retire(&old.recorder);
         Some(old.served.clone())
+    }
+
+    fn end_shadow(&self, shadow: &Shadow) {
+        shadow.stop();
+        self.0.monitor.retire_shadow(&shadow.recorder);
+    }
+
+    /// Gives the slot's active bundle a shadow, or takes it away. `false` if the slot does not serve
+    /// `against`; then nothing changes.
+    pub fn set_shadow(&self, slot: &SlotName, next: Option<(Arc<Shadow>, BundleDigest)>) -> bool {
+        let _activations = self.0.activations.lock();
+        let Some(active) = self.lease(slot.as_str()) else { return false };
+        if next.as_ref().is_some_and(|(_, against)| *against != active.served.digest) {
+            return false;
+        }
+        if let Some(old) = active.shadow.swap(next.map(|(shadow, _)| shadow)) {
+            self.end_shadow(&old);
+        }
+        true
     }
 
     /// Resolves when the last request on a bundle that was switched away from has ended; at once if

@@ -45,6 +45,9 @@ pub struct BatchStats {
     pub output: Timed,
 }
 
+/// Answers whose times are kept one by one.
+const RECENT: usize = 128;
+
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     pub rows: u64,
@@ -62,6 +65,21 @@ pub struct Totals {
     pub batches: BTreeMap<u64, BatchStats>,
     pub total_us: Sketch,
     pub infer_us: Sketch,
+    /// Total times since somebody last took them, microseconds: the newest [`RECENT`].
+    recent_us: Vec<u32>,
+    recent_at: usize,
+}
+
+impl Totals {
+    fn remember(&mut self, total: Duration) {
+        let us = u32::try_from(total.as_micros()).unwrap_or(u32::MAX);
+        if self.recent_us.len() < RECENT {
+            self.recent_us.push(us);
+        } else if let Some(oldest) = self.recent_us.get_mut(self.recent_at) {
+            *oldest = us;
+            self.recent_at = (self.recent_at + 1) % RECENT;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -89,6 +107,7 @@ impl Stats {
                 totals.infer.add(spent.infer);
                 totals.output.add(spent.output);
                 totals.total_us.record_us(u64::try_from(spent.total.as_micros()).unwrap_or(u64::MAX));
+                totals.remember(spent.total);
                 totals.infer_us.record_us(u64::try_from(spent.infer.as_micros()).unwrap_or(u64::MAX));
                 if totals.batches.len() < MAX_BATCH_SIZES || totals.batches.contains_key(&rows) {
                     let batch = totals.batches.entry(rows).or_default();
@@ -101,6 +120,20 @@ impl Stats {
     }
     pub fn totals(&self) -> Totals {
         self.totals.lock().clone()
+    }
+    /// 95th percentile of the total times since this was last asked, milliseconds; `None`, and they go on
+    /// being gathered, while there are fewer than `least`.
+    pub fn take_recent_p95_ms(&self, least: usize) -> Option<f64> {
+        let mut times = {
+            let mut totals = self.totals.lock();
+            if totals.recent_us.len() < least.clamp(1, RECENT) {
+                return None;
+            }
+            totals.recent_at = 0;
+            std::mem::take(&mut totals.recent_us)
+        };
+        times.sort_unstable();
+        times.get((times.len() - 1) * 95 / 100).map(|us| f64::from(*us) / 1_000.0)
     }
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)

@@ -19,3 +19,4 @@ pub use apply::{Command, DeviceReport, Host, Probe, Reports, SlotHealth, Updater
 pub use bundles::{BundleFiles, BundleStore};
 pub use https::{HttpsSource, RangeSource};
 pub use transfer::{BlockLink, Blocks, LinkDown};
+pub use world::{Loadable, ShadowStatus};

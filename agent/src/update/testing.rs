@@ -91,7 +91,10 @@ impl Signers {
             active: active.clone(),
             candidate: None,
             probation_secs: 60,
+            slower_percent: None,
             thresholds: vec![],
+            shadow: None,
+            window: None,
         };
         Desired {
             schema: DESIRED_SCHEMA,

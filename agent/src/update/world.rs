@@ -5,12 +5,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::Manifest,
-    desired::{Settings, Threshold},
+    desired::{Settings, ShadowSettings, Threshold},
     digest::BundleDigest,
     ids::{AttemptId, BundleName, SlotName},
     message::TrustHead,
     probe::ProbeVerdict,
-    reported::{Refusal, SlotReport},
+    reported::{Refusal, RefusalCode, ShedReason, SlotReport},
     telemetry::batch::TerminalReport,
     time::Timestamp,
 };
@@ -28,8 +28,31 @@ pub trait Probe: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotHealth {
     Good,
-    /// Asked only while a bundle is on probation; sends it back. Why, for people.
-    Bad(String),
+    /// Sends a bundle on probation back, and ends a shadow. What, and why for people.
+    Bad {
+        code: RefusalCode,
+        reason: String,
+    },
+}
+
+/// A bundle whose files are on disk and were verified.
+#[derive(Clone, Debug)]
+pub struct Loadable {
+    pub files: BundleFiles,
+    pub manifest: Manifest,
+    pub name: BundleName,
+    pub digest: BundleDigest,
+    pub attempt: AttemptId,
+}
+
+/// What a shadow was given to do since it was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowStatus {
+    /// Inputs it was given.
+    pub mirrored: u64,
+    /// Requests that were to be mirrored and were not.
+    pub shed: BTreeMap<ShedReason, u64>,
+    pub health: SlotHealth,
 }
 
 /// Serves bundles to clients.
@@ -43,20 +66,30 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// A refusal with [`RefusalCode::ActivationFailed`](edgefleet_shared::reported::RefusalCode) or a
     /// more precise code.
-    async fn activate(
-        &self,
-        slot: &SlotName,
-        files: BundleFiles,
-        manifest: Manifest,
-        name: BundleName,
-        digest: BundleDigest,
-        attempt: AttemptId,
-    ) -> Result<(), Refusal>;
+    async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal>;
     /// Serves nothing in `slot` any more.
     async fn deactivate(&self, slot: &SlotName);
+    /// Asked only while a bundle is on probation.
     fn health(&self, slot: &SlotName) -> SlotHealth;
+    /// Runs this bundle on the inputs of the slot's active one, which notices nothing of it. Idempotent:
+    /// the same bundle under the same attempt only takes the settings over.
+    ///
+    /// # Errors
+    /// As [`activate`](Self::activate).
+    async fn shadow(
+        &self,
+        slot: &SlotName,
+        bundle: Loadable,
+        settings: ShadowSettings,
+    ) -> Result<(), Refusal>;
+    /// Ends the slot's shadow, if it has one.
+    async fn stop_shadow(&self, slot: &SlotName);
+    /// `None` if the slot has no shadow.
+    fn shadowed(&self, slot: &SlotName) -> Option<ShadowStatus>;
     /// What to count in this slot's requests, from the desired state. Called before the bundle serves.
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>);
+    /// How slow the next bundle may be beside the one it replaces, percent. Called before it serves.
+    fn slower(&self, slot: &SlotName, percent: Option<u32>);
 }
 
 /// The updater's part of a `Reported`; the link adds schema, device, boot, times and facts.

@@ -99,7 +99,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// `digits` in version 1 to 3.
+    /// `digits` in the version of one of the folders `v*`.
     pub fn digits(version: u32) -> Self {
         let folder = models().join(format!("digits/v{version}"));
         let toml: toml::Table = std::fs::read_to_string(folder.join("bundle.toml")).unwrap().parse().unwrap();

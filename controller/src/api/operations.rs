@@ -1,10 +1,18 @@
 //! What the routes about running things share.
 
-use super::{commands, findings, rollouts, telemetry};
+use super::{commands, findings, freezes, rollouts, telemetry};
 use crate::{
-    assignments::Assignments, commands::Commands, desired::DesiredStates, driver::DriverHandle,
-    findings::Findings, fleet::Fleet, ingest::IngestTotals, link::EventTotals, registry::Registry,
-    store::FleetStore, transfer::BlockServer,
+    commands::Commands,
+    desired::DesiredStates,
+    driver::DriverHandle,
+    findings::Findings,
+    fleet::Fleet,
+    ingest::IngestTotals,
+    link::EventTotals,
+    registry::Registry,
+    rollouts::{Calendars, Rollouts},
+    store::FleetStore,
+    transfer::{BlockServer, Limits},
 };
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,7 +21,10 @@ pub struct Operations {
     pub fleet: Arc<Fleet>,
     pub store: Arc<dyn FleetStore>,
     pub registry: Arc<Registry>,
-    pub assignments: Assignments,
+    pub rollouts: Rollouts,
+    pub calendar: Calendars,
+    /// What the block server gives each device and all together.
+    pub links: Limits,
     pub driver: DriverHandle,
     pub commands: Commands,
     pub blocks: Arc<BlockServer>,
@@ -27,6 +38,7 @@ pub struct Operations {
 pub fn routes(operations: Arc<Operations>) -> OpenApiRouter {
     OpenApiRouter::new()
         .merge(rollouts::routes())
+        .merge(freezes::routes())
         .merge(telemetry::routes())
         .merge(commands::routes())
         .merge(findings::routes())

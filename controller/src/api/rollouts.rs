@@ -1,130 +1,107 @@
-//! Assignments over HTTP: rollouts of one stage, their devices, and what happens on the way.
+//! Rollouts over HTTP: plans in, what became of them out, and the orders of people.
 
 use super::{
     access::Caller,
     extract::{ApiJson, ApiPath, Pairs, cursor},
     operations::Operations,
     problem::Problem,
+    rollout_views::{
+        ApprovalRequest, Explanation, LAST_VERDICTS, NewRollout, OrderRequest, RolloutSummary, SignedVerdict,
+        StartedRollout,
+    },
     views::Listing,
 };
 use crate::{
-    assignments::{AssignError, AssignRequest, AttemptRecord, RolloutRecord},
     clock,
-    driver::Order,
+    evidence::power::forecast,
     fleet::FleetError,
+    rollout::{Attempt, Refused, Release, Rollout},
+    rollouts::{
+        NewRolloutRequest, OrderError, StartError,
+        preview::{FleetFacts, preview},
+    },
 };
 use axum::{Json, extract::State, http::StatusCode};
-use edgefleet_shared::{
-    ids::{BundleName, DeviceId, RolloutId, SlotName},
-    selector::Selector,
-};
-use serde::{Deserialize, Serialize};
+use edgefleet_shared::ids::{BundleName, DeviceId, RolloutId};
 use std::sync::Arc;
-use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// The forecast is a simulation; the same plan gets the same figures each time it is looked at.
+const FORECAST_SEED: u64 = 1;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Operations>> {
     OpenApiRouter::new()
         .routes(routes!(list_rollouts, start_rollout))
         .routes(routes!(show_rollout))
         .routes(routes!(list_attempts))
+        .routes(routes!(explain_rollout))
+        .routes(routes!(list_verdicts))
+        .routes(routes!(order_rollout))
+        .routes(routes!(approve_rollout))
 }
 
-/// A bundle for a selection of devices.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewRollout {
-    #[schema(value_type = String, example = "digits@2")]
-    pub bundle: BundleName,
-    /// A device is meant if any of them selects it.
-    #[schema(value_type = Vec<String>, example = json!(["site=lab"]))]
-    pub selectors: Vec<Selector>,
-    /// Absent: the slot named like the model.
-    #[serde(default)]
-    #[schema(value_type = Option<String>)]
-    pub slot: Option<SlotName>,
-    /// How long each device watches the bundle before it commits to it.
-    #[serde(default = "default_probation")]
-    pub probation_secs: u64,
-    /// Replace rollouts of the slot that still run on some of these devices.
-    #[serde(default)]
-    pub supersede: bool,
-    /// Needed above 10 devices: the caller has seen the number.
-    #[serde(default)]
-    pub confirmed: bool,
-    /// For the audit log.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// Only say which devices it would reach.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-fn default_probation() -> u64 {
-    60
-}
-
-/// What a rollout became, or would reach.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "outcome", rename_all = "kebab-case")]
-pub enum StartedRollout {
-    Started {
-        #[serde(flatten)]
-        #[schema(value_type = Object)]
-        rollout: Box<RolloutRecord>,
-    },
-    DryRun {
-        #[schema(value_type = Vec<String>)]
-        devices: Vec<DeviceId>,
-    },
-}
-
-/// A week: longer than any soak a person waits for by hand.
-const MAX_PROBATION_SECS: u64 = 7 * 86_400;
-
-/// Assigns a bundle to every enrolled device that is selected.
+/// Starts a rollout, or says what its plan would do.
 #[utoipa::path(post, path = "/api/v1/rollouts", tag = "rollouts", security(("bearer" = ["rollouts:write"])),
     request_body = NewRollout,
-    responses((status = 200, description = "Started, or what it would reach", body = StartedRollout)))]
+    responses((status = 200, description = "Started, or what it would do", body = StartedRollout)))]
 async fn start_rollout(
     State(operations): State<Arc<Operations>>,
     caller: Caller,
     ApiJson(new): ApiJson<NewRollout>,
 ) -> Result<Json<StartedRollout>, Problem> {
-    if new.selectors.is_empty() {
-        let detail = "`selectors` is empty; an empty text as the only selector selects every device";
-        return Err(Problem::bad_request("selector-missing", detail));
+    let release = release(&operations, &new.plan.rollout.bundle).await?;
+    let request = NewRolloutRequest {
+        plan: new.plan,
+        release,
+        confirmed: new.confirmed,
+        start: new.start,
+        reason: new.reason.unwrap_or_default(),
+    };
+    let now = clock::now();
+    let actor = caller.actor();
+    if new.dry_run {
+        let (draft, membership) =
+            operations.rollouts.prepare(&request, rollout_id(now)?, actor.name(), now).await?;
+        let facts = FleetFacts {
+            now,
+            selected: operations.rollouts.selected(&draft),
+            download: request.release.download,
+            links: operations.links,
+            online: Some(operations.rollouts.online(&membership)),
+            bad_rate: None,
+            requests_per_hour: None,
+            labels_per_hour: None,
+            latency_spread: None,
+            freezes: operations.calendar.current().periods.clone(),
+        };
+        // Simulates the gates: not on a thread that answers requests.
+        let work = move || {
+            preview(&draft.plan, &[], &membership, &facts, |stage, gates| {
+                forecast(stage, gates, FORECAST_SEED)
+            })
+        };
+        let preview = tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))?;
+        let preview = Box::new(preview);
+        return Ok(Json(StartedRollout::DryRun { preview }));
     }
-    if new.probation_secs > MAX_PROBATION_SECS {
-        let detail = format!("`probation_secs` is {}, at most {MAX_PROBATION_SECS}", new.probation_secs);
-        return Err(Problem::bad_request("probation-too-long", detail));
-    }
-    let found = operations.registry.find(&new.bundle).await.map_err(FleetError::from)?;
+    let rollout = operations.rollouts.start(request, rollout_id(now)?, &actor, now).await?;
+    Ok(Json(StartedRollout::Started { rollout: Box::new(rollout) }))
+}
+
+/// What the registry knows of a bundle that is to be rolled out.
+async fn release(operations: &Operations, bundle: &BundleName) -> Result<Release, Problem> {
+    let found = operations.registry.find(bundle).await.map_err(FleetError::from)?;
     let Some(record) = found else {
-        let detail = format!("there is no bundle {}", new.bundle);
+        let detail = format!("there is no bundle {bundle}");
         return Err(Problem::not_found("bundle-unknown", detail)
             .hint("see what there is with `edgefleet model list`"));
     };
-    let request = AssignRequest {
-        slot: new.slot.unwrap_or_else(|| (&new.bundle.model).into()),
-        bundle: new.bundle,
-        release: record.release,
-        release_size: record.release_size,
-        selectors: new.selectors,
-        probation_secs: new.probation_secs,
-        supersede: new.supersede,
-        confirmed: new.confirmed,
-        by: caller.actor().name().to_owned(),
-        reason: new.reason,
-    };
-    if new.dry_run {
-        let devices = operations.assignments.preview(&request).await?;
-        return Ok(Json(StartedRollout::DryRun { devices }));
-    }
-    let now = clock::now();
-    let rollout = operations.assignments.start(request, rollout_id(now)?, now).await?;
-    operations.driver.order(Order::Rollout(rollout.id.clone())).await;
-    Ok(Json(StartedRollout::Started { rollout: Box::new(rollout) }))
+    Ok(Release {
+        bundle: bundle.clone(),
+        envelope: record.release,
+        envelope_size: record.release_size,
+        download: record.download_bytes(),
+    })
 }
 
 /// `r-` and the time in base 36 and four random digits: sorts by time, readable over the phone.
@@ -143,27 +120,27 @@ fn rollout_id(now: edgefleet_shared::time::Timestamp) -> Result<RolloutId, Probl
 /// Rollouts, oldest first.
 #[utoipa::path(get, path = "/api/v1/rollouts", tag = "rollouts", security(("bearer" = ["read"])),
     params(("cursor" = Option<String>, Query), ("limit" = Option<usize>, Query, description = "1 to 1,000")),
-    responses((status = 200, description = "One page", body = Listing<Object>)))]
+    responses((status = 200, description = "One page", body = Listing<RolloutSummary>)))]
 async fn list_rollouts(
     State(operations): State<Arc<Operations>>,
     query: Pairs,
-) -> Result<Json<Listing<RolloutRecord>>, Problem> {
+) -> Result<Json<Listing<RolloutSummary>>, Problem> {
     query.only(&["cursor", "limit"])?;
     let (after, limit) = query.page::<RolloutId>()?;
-    let page = operations.assignments.page(after, limit).await.map_err(FleetError::from)?;
-    let items = page.entries.into_iter().map(|(_, rollout)| rollout.value).collect();
+    let page = operations.rollouts.page(after, limit).await.map_err(FleetError::from)?;
+    let items = page.entries.iter().map(|(_, rollout)| RolloutSummary::of(&rollout.value)).collect();
     Ok(Json(Listing { items, next: page.next.map(|id| cursor(&id)) }))
 }
 
-/// One rollout with its counts.
+/// One rollout as it is stored: plan, stages, counts, evidence, what it waits for.
 #[utoipa::path(get, path = "/api/v1/rollouts/{id}", tag = "rollouts", security(("bearer" = ["read"])),
     params(("id" = String, Path)),
     responses((status = 200, description = "The rollout", body = Object)))]
 async fn show_rollout(
     State(operations): State<Arc<Operations>>,
     ApiPath(id): ApiPath<RolloutId>,
-) -> Result<Json<RolloutRecord>, Problem> {
-    Ok(Json(operations.assignments.show(&id).await?))
+) -> Result<Json<Rollout>, Problem> {
+    Ok(Json(operations.rollouts.show(&id).await?))
 }
 
 /// The devices of a rollout and how the attempt of each stands.
@@ -175,31 +152,126 @@ async fn list_attempts(
     State(operations): State<Arc<Operations>>,
     ApiPath(id): ApiPath<RolloutId>,
     query: Pairs,
-) -> Result<Json<Listing<AttemptRecord>>, Problem> {
+) -> Result<Json<Listing<Attempt>>, Problem> {
     query.only(&["cursor", "limit"])?;
     let (after, limit) = query.page::<DeviceId>()?;
-    operations.assignments.show(&id).await?;
-    let mut items =
-        operations.assignments.attempts(&id, after.as_ref(), limit + 1).await.map_err(FleetError::from)?;
+    operations.rollouts.show(&id).await?;
+    let found = operations.rollouts.attempts(&id, after.as_ref(), limit + 1).await;
+    let mut items = found.map_err(FleetError::from)?;
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items.last().filter(|_| more).map(|last| cursor(last.device.as_str()));
     Ok(Json(Listing { items, next }))
 }
 
-impl From<AssignError> for Problem {
-    fn from(error: AssignError) -> Self {
+/// Why it stands where it stands: what it waits for, its gates with their numbers, the last verdicts.
+#[utoipa::path(get, path = "/api/v1/rollouts/{id}/explain", tag = "rollouts", security(("bearer" = ["read"])),
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The explanation", body = Explanation)))]
+async fn explain_rollout(
+    State(operations): State<Arc<Operations>>,
+    ApiPath(id): ApiPath<RolloutId>,
+) -> Result<Json<Explanation>, Problem> {
+    let rollout = operations.rollouts.show(&id).await?;
+    let verdicts = operations.rollouts.last_verdicts(&id, LAST_VERDICTS).await.map_err(FleetError::from)?;
+    let records = verdicts.into_iter().map(|signed| signed.record).collect();
+    Ok(Json(Explanation::of(&rollout, records, clock::now())))
+}
+
+/// What was decided, from which numbers, by which rule or person; each signed. Oldest first.
+#[utoipa::path(get, path = "/api/v1/rollouts/{id}/verdicts", tag = "rollouts", security(("bearer" = ["read"])),
+    params(("id" = String, Path), ("cursor" = Option<String>, Query),
+        ("limit" = Option<usize>, Query, description = "1 to 1,000")),
+    responses((status = 200, description = "One page", body = Listing<SignedVerdict>)))]
+async fn list_verdicts(
+    State(operations): State<Arc<Operations>>,
+    ApiPath(id): ApiPath<RolloutId>,
+    query: Pairs,
+) -> Result<Json<Listing<SignedVerdict>>, Problem> {
+    query.only(&["cursor", "limit"])?;
+    let (after, limit) = query.page::<u64>()?;
+    operations.rollouts.show(&id).await?;
+    let from = after.unwrap_or(0).saturating_add(1);
+    let items = operations.rollouts.verdicts(&id, from, limit).await.map_err(FleetError::from)?;
+    let last = from.saturating_add(items.len() as u64).saturating_sub(1);
+    let next = (items.len() == limit).then(|| cursor(&last.to_string()));
+    Ok(Json(Listing { items, next }))
+}
+
+/// Tells a rollout what to do.
+#[utoipa::path(post, path = "/api/v1/rollouts/{id}/orders", tag = "rollouts",
+    security(("bearer" = ["rollouts:write"])), params(("id" = String, Path)), request_body = OrderRequest,
+    responses((status = 200, description = "The rollout afterwards", body = Object)))]
+async fn order_rollout(
+    State(operations): State<Arc<Operations>>,
+    caller: Caller,
+    ApiPath(id): ApiPath<RolloutId>,
+    ApiJson(order): ApiJson<OrderRequest>,
+) -> Result<Json<Rollout>, Problem> {
+    let actor = caller.actor();
+    let (action, event) = (order.action(), order.event(actor.name()));
+    Ok(Json(operations.rollouts.order(&id, &actor, action, &event, clock::now()).await?))
+}
+
+/// Agrees to what a rollout asks for, or does not.
+#[utoipa::path(post, path = "/api/v1/rollouts/{id}/approval", tag = "rollouts",
+    security(("bearer" = ["rollouts:approve"])), params(("id" = String, Path)), request_body = ApprovalRequest,
+    responses((status = 200, description = "The rollout afterwards", body = Object)))]
+async fn approve_rollout(
+    State(operations): State<Arc<Operations>>,
+    caller: Caller,
+    ApiPath(id): ApiPath<RolloutId>,
+    ApiJson(answer): ApiJson<ApprovalRequest>,
+) -> Result<Json<Rollout>, Problem> {
+    let actor = caller.actor();
+    let action = if answer.agree { "rollout.approve" } else { "rollout.deny" };
+    let event = answer.event(actor.name());
+    Ok(Json(operations.rollouts.order(&id, &actor, action, &event, clock::now()).await?))
+}
+
+impl From<StartError> for Problem {
+    fn from(error: StartError) -> Self {
         let detail = error.to_string();
         match error {
-            AssignError::NobodySelected { .. } => Self::new(StatusCode::CONFLICT, "nobody-selected", detail)
+            StartError::NobodySelected { .. } => Self::new(StatusCode::CONFLICT, "nobody-selected", detail)
                 .hint("see what a selector selects with `edgefleet device list --select SELECTOR`"),
-            AssignError::Unconfirmed { .. } => Self::new(StatusCode::CONFLICT, "confirmation-needed", detail)
+            StartError::Unconfirmed { .. } => Self::new(StatusCode::CONFLICT, "confirmation-needed", detail)
                 .hint("look at the number, then repeat with `--yes` (`confirmed` in the API)"),
-            AssignError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "rollout-conflict", detail)
-                .hint("wait for it, or replace it with `--supersede`"),
-            AssignError::NoSuchRollout { .. } => Self::not_found("rollout-unknown", detail),
-            AssignError::Store(error) => FleetError::from(error).into(),
+            StartError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "rollout-conflict", detail)
+                .hint("wait for it, or replace it with `--supersede` (`on_overlap: supersede` in a plan)"),
+            StartError::Downgrade { .. } => Self::new(StatusCode::CONFLICT, "downgrade", detail)
+                .hint("give the reason in the plan: `rollout.allow_downgrade: \"...\"`"),
+            StartError::Plan { .. } => Self::bad_request("plan-invalid", detail)
+                .hint("every field with its default is in docs/examples/rollout.yaml"),
+            StartError::Refused(refused) => refused.into(),
+            StartError::Store(error) => FleetError::from(error).into(),
         }
+    }
+}
+
+impl From<OrderError> for Problem {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::NoSuchRollout { .. } => Self::not_found("rollout-unknown", error.to_string())
+                .hint("see what there is with `edgefleet rollout list`"),
+            OrderError::Refused(refused) => refused.into(),
+            OrderError::Store(error) => FleetError::from(error).into(),
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let code = match refused {
+            Refused::WrongState { .. } => "rollout-state",
+            Refused::OwnApproval { .. } => "approval-own",
+            Refused::NothingToApprove { .. } => "approval-none",
+            Refused::HardGateOpen { .. } => "hard-gate-open",
+            Refused::NoOpenStage { .. } => "stage-none",
+            Refused::PlanMistakes { .. } => "plan-invalid",
+            Refused::ReasonMissing => "reason-missing",
+        };
+        Self::new(StatusCode::CONFLICT, code, refused.to_string())
     }
 }
 

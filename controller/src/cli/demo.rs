@@ -1,7 +1,7 @@
 //! `edgefleet demo`.
 
 use crate::{
-    demo::{self, DemoOptions},
+    demo::{self, Chapter, DemoOptions},
     registry::probe::find_agent_here,
 };
 use anyhow::{Context, bail};
@@ -16,11 +16,23 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   edgefleet demo
   edgefleet demo --devices 20 --json
-  edgefleet demo --keep")]
+  edgefleet demo --keep
+  edgefleet demo --chapter golden")]
 pub struct DemoArgs {
-    /// Agents to start
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=100))]
+    /// Agents to start; fewer than four can prove nothing by evidence
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(4..=100))]
     devices: u16,
+    /// Tell one chapter only, with what it needs before and the balance after
+    ///
+    /// By number or name: 1 join, 2 first, 3 better, 4 golden, 5 stolen, 6 wrong, 7 slow, 8 killed,
+    /// 9 balance.
+    #[arg(long, value_name = "N|NAME")]
+    chapter: Option<Chapter>,
+    /// Divide the waiting times of a real fleet by this: 600 s of probation take 2 s at 300
+    ///
+    /// Sample counts and thresholds are never scaled.
+    #[arg(long, value_name = "X", default_value_t = 300, value_parser = clap::value_parser!(u32).range(20..=600))]
+    time_scale: u32,
     /// Leave everything running at the end and print addresses and token
     #[arg(long)]
     keep: bool,
@@ -54,6 +66,8 @@ impl DemoArgs {
             dir: absolute(&self.dir)?,
             agent_bin: absolute(&agent_bin)?,
             devices: usize::from(self.devices),
+            chapter: self.chapter,
+            time_scale: self.time_scale,
             keep: self.keep,
             quiet: self.json,
         };
@@ -62,5 +76,19 @@ impl DemoArgs {
             println!("{}", serde_json::to_string_pretty(&report).context("could not print the report")?);
         }
         if report.passed { Ok(()) } else { bail!("the demo broke a promise; see the report") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_chapter() {
+        let help = DemoArgs::augment_args(clap::Command::new("demo")).render_long_help().to_string();
+        for chapter in Chapter::ALL {
+            let name = format!("{} {}", chapter.number(), chapter.key());
+            assert!(help.contains(&name), "{name}: {help}");
+        }
     }
 }

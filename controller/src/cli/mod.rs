@@ -9,9 +9,11 @@ pub mod demo;
 pub mod device;
 pub mod failure;
 pub mod finding;
+pub mod freeze;
 pub mod keys;
 pub mod model;
 pub mod people;
+mod plan_file;
 pub mod rollout;
 pub mod serve;
 mod serve_file;
@@ -57,6 +59,10 @@ enum Command {
     Assign(Call<rollout::AssignArgs>),
     /// Rollouts and how each device fared
     Rollout(Remote<rollout::RolloutCommand>),
+    /// Times in which nothing is handed out
+    Freeze(Remote<freeze::FreezeCommand>),
+    /// One switch for all hand-outs of all rollouts
+    Line(Remote<freeze::LineCommand>),
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(Call<simulate::SimulateArgs>),
     /// What a person has to look at
@@ -119,6 +125,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
         Command::Rollout(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Freeze(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Line(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Simulate(Call { global, args }) => args.run(&Context::new(global)),
         Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

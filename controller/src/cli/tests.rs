@@ -159,6 +159,38 @@ async fn a_model_goes_from_a_folder_to_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_looked_at_and_what_does_not_exist_is_refused_by_name() {
+    let house = Running::start(&fake::verdict_script(true, "")).await;
+    house.publish("v1", &[]).await.unwrap();
+    let plan = house.path("plan.yaml");
+    fs::write(&plan, "rollout: { slot: digits, bundle: digits@1 }\n").unwrap();
+    for output in ["table", "json"] {
+        house.run(&["rollout", "list", "--output", output]).await.unwrap();
+    }
+    // Nobody is enrolled: whatever the answer is, it names that.
+    let nobody = house.run(&["rollout", "start", &plan, "--yes"]).await.unwrap_err();
+    assert!(nobody.contains("nobody-selected"), "{nobody}");
+    let unknown =
+        house.run(&["rollout", "plan", &plan, "--set", "rollout.bundle=digits@9"]).await.unwrap_err();
+    assert!(unknown.contains("bundle-unknown"), "{unknown}");
+    let mistakes =
+        house.run(&["rollout", "plan", &plan, "--set", "stages.early.size=0.1%"]).await.unwrap_err();
+    assert!(mistakes.contains("stage"), "{mistakes}");
+    for verb in [
+        "show", "watch", "explain", "pause", "resume", "approve", "deny", "revert", "skip", "start",
+        "verdicts",
+    ] {
+        let unknown = house.run(&["rollout", verb, "r-0mibjsxda-1f20"]).await.unwrap_err();
+        assert!(unknown.contains("rollout-unknown"), "{verb}: {unknown}");
+    }
+    for more in [&["abort", "r-0mibjsxda-1f20"][..], &["extend", "r-0mibjsxda-1f20", "--by", "1h"]] {
+        let unknown = house.run(&[&["rollout"], more, &["--reason", "x"]].concat()).await.unwrap_err();
+        assert!(unknown.contains("rollout-unknown"), "{more:?}: {unknown}");
+    }
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_check_says_why_and_an_override_is_audited() {
     let failure = r#","failure":{"code":"golden-mismatch","message":"sample 00-zero differs"}"#;
     let house = Running::start(&fake::verdict_script(false, failure)).await;

@@ -1,4 +1,7 @@
 //! Replays held-out images to an agent through the Open Inference Protocol and tells it the truth.
+//!
+//! Every image belongs to one device, and its label counts once for each bundle that answers and once for
+//! each candidate that is compared with it: labels that came again would be evidence of nothing new.
 
 use super::DemoError;
 use edgefleet_shared::telemetry::Sketch;
@@ -6,7 +9,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc,
@@ -15,6 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
+
+/// Who says what the truth is: plans count labels of `local:` and this.
+pub const SOURCE: &str = "demo";
 
 /// Held-out images, never used in training, with their labels.
 #[derive(Debug, Deserialize)]
@@ -55,6 +61,24 @@ pub struct AgentLoad {
     pub by_bundle: BTreeMap<String, Answers>,
     /// The bundle that answered last.
     pub bundle: String,
+    /// Images whose label told how a candidate did beside the active bundle, by candidate.
+    pub compared: BTreeMap<String, u64>,
+}
+
+/// The bundle in the shadow whose answers need labels; shared by all loads.
+pub type Trial = Arc<Mutex<Option<String>>>;
+
+/// What one load sends and to whom.
+pub struct Source {
+    /// `http://host:port`
+    pub base: String,
+    pub model: &'static str,
+    pub holdout: Arc<Holdout>,
+    /// Indices of the images that are this device's.
+    pub images: Vec<usize>,
+    /// Between two requests.
+    pub pause: Duration,
+    pub trial: Trial,
 }
 
 /// Load on one agent until stopped.
@@ -65,11 +89,11 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends one image every `pause` to `model` at `base` (`http://host:port`), over and over.
-    pub fn start(base: String, model: &'static str, holdout: Arc<Holdout>, pause: Duration) -> Self {
+    /// Sends one image after the other, over and over.
+    pub fn start(source: Source) -> Self {
         let seen = Arc::new(Mutex::new(AgentLoad::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(run(base, model, holdout, pause, seen.clone(), stop.clone()));
+        let task = tokio::spawn(run(source, seen.clone(), stop.clone()));
         Self { seen, stop, task }
     }
 
@@ -80,19 +104,15 @@ impl Load {
     }
 }
 
-async fn run(
-    base: String,
-    model: &'static str,
-    holdout: Arc<Holdout>,
-    pause: Duration,
-    seen: Arc<Mutex<AgentLoad>>,
-    stop: Arc<AtomicBool>,
-) {
+async fn run(source: Source, seen: Arc<Mutex<AgentLoad>>, stop: Arc<AtomicBool>) {
+    let Source { base, model, holdout, images, pause, trial } = source;
+    // (bundle, image): labelled for it as the active bundle, and as the candidate.
+    let (mut told, mut compared) = (BTreeSet::new(), BTreeSet::new());
     let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build();
     let Ok(client) = client else { return };
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    for at in (0..holdout.images.len()).cycle() {
+    for at in images.into_iter().cycle() {
         if stop.load(Ordering::Relaxed) {
             return;
         }
@@ -101,17 +121,17 @@ async fn run(
         let answer = infer(&client, &base, model, &holdout.images[at]).await;
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let truth = holdout.labels[at];
-        let prediction = {
+        let (prediction, bundle) = {
             let mut seen = seen.lock();
             seen.requests += 1;
             match answer {
                 Ok(answer) => {
                     seen.bundle.clone_from(&answer.bundle);
-                    let own = seen.by_bundle.entry(answer.bundle).or_default();
+                    let own = seen.by_bundle.entry(answer.bundle.clone()).or_default();
                     own.requests += 1;
                     own.correct += u64::from(answer.label == i64::from(truth));
                     own.latency.record_us(took);
-                    answer.prediction
+                    (answer.prediction, answer.bundle)
                 }
                 Err(error) => {
                     seen.failed += 1;
@@ -122,16 +142,40 @@ async fn run(
                 }
             }
         };
-        let told = json!({"prediction_id": prediction, "label": truth.to_string()});
-        let told = client.post(format!("{base}/v1/feedback")).json(&told).send().await;
-        if let Err(error) = told.and_then(reqwest::Response::error_for_status) {
-            let mut seen = seen.lock();
-            seen.failed += 1;
-            if seen.failures.len() < 5 {
-                seen.failures.push(format!("feedback: {error}"));
+        let first = told.insert((bundle, at));
+        let wanted = trial.lock().clone().is_some_and(|candidate| !compared.contains(&(candidate, at)));
+        if !(first || wanted) {
+            continue;
+        }
+        match label(&client, &base, &prediction, truth).await {
+            Ok(candidates) => {
+                for candidate in candidates {
+                    *seen.lock().compared.entry(candidate.clone()).or_default() += 1;
+                    compared.insert((candidate, at));
+                }
+            }
+            Err(error) => {
+                let mut seen = seen.lock();
+                seen.failed += 1;
+                if seen.failures.len() < 5 {
+                    seen.failures.push(format!("feedback: {error}"));
+                }
             }
         }
     }
+}
+
+/// Tells the truth about one prediction. Returns the candidates it is compared with too.
+async fn label(
+    client: &reqwest::Client,
+    base: &str,
+    prediction: &str,
+    truth: u32,
+) -> Result<Vec<String>, reqwest::Error> {
+    let label = json!({"prediction_id": prediction, "label": truth.to_string(), "source": SOURCE});
+    let sent = client.post(format!("{base}/v1/feedback")).json(&label).send().await?;
+    let answer: Value = sent.error_for_status()?.json().await?;
+    Ok(answer["compared"].as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default())
 }
 
 struct Answer {

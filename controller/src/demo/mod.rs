@@ -5,13 +5,18 @@
 //! the agents' own counters, and every promise is a check that can fail.
 
 mod attack;
+mod chapters;
 mod console;
 pub mod load;
+mod plans;
 pub mod processes;
 pub mod report;
+mod rollouts;
 pub mod stage;
 mod story;
+mod tale;
 
+pub use chapters::{Chapter, UnknownChapter};
 pub use console::Console;
 pub use load::{AgentLoad, Holdout, Load};
 pub use processes::Process;
@@ -43,6 +48,10 @@ pub enum DemoError {
     Write { path: PathBuf, source: io::Error },
     #[error("could not prepare the attack: {reason}")]
     Attack { reason: String },
+    #[error("could not make a plan for {bundle}: {reason}")]
+    Plan { bundle: String, reason: String },
+    #[error("the controller refused {what}: {answer}")]
+    Refused { what: String, answer: String },
     #[error("interrupted")]
     Interrupted,
 }

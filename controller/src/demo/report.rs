@@ -3,6 +3,10 @@
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+const PROMPT_DEVICES: usize = 8;
+const CHAPTER_SECONDS: f64 = 60.0;
+const ALL_SECONDS: f64 = 240.0;
+
 /// Written at the end of every demo, passed or not. Keys are documented here and stable.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -13,6 +17,8 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Agents that took part.
     pub devices: usize,
+    /// What waiting times were divided by; sample counts never are.
+    pub time_scale: u32,
     /// Inference requests sent to all agents by the load.
     pub requests: u64,
     /// Requests that were not answered with a result; 0 is promised, swaps and attacks included.
@@ -29,7 +35,9 @@ pub struct Report {
     pub refusals: Vec<RefusalReport>,
     /// What the controller's own check said to the bundle with wrong golden samples.
     pub push_refused: Option<String>,
-    /// Wall time of each chapter, seconds.
+    /// Each rollout by plan: how it ended, and each verdict on its way.
+    pub rollouts: Vec<RolloutReport>,
+    /// Each chapter told: its verdict and its wall time, seconds.
     pub chapters: Vec<ChapterReport>,
     pub seconds: f64,
 }
@@ -70,7 +78,33 @@ pub struct RefusalReport {
 }
 
 #[derive(Clone, Debug, Serialize)]
+pub struct RolloutReport {
+    pub id: String,
+    pub bundle: String,
+    /// `completed`, `reverted`, ...
+    pub state: String,
+    /// Oldest first.
+    pub verdicts: Vec<VerdictReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VerdictReport {
+    /// Absent: about the rollout as a whole.
+    pub stage: Option<String>,
+    pub decision: String,
+    /// The rule that decided; absent if a person did.
+    pub rule: Option<String>,
+    pub by: Option<String>,
+    /// The rule's words or the person's.
+    pub sentence: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
 pub struct ChapterReport {
+    /// As `--chapter` takes it.
+    pub key: String,
+    /// Told to its end, and each of its promises held.
+    pub passed: bool,
     pub name: String,
     pub seconds: f64,
 }
@@ -78,6 +112,19 @@ pub struct ChapterReport {
 impl Report {
     pub fn check(&mut self, name: &str, held: bool, detail: impl Into<String>) {
         self.checks.push(Check { name: name.to_owned(), held, detail: detail.into() });
+    }
+
+    /// Checks that nobody was bored: the promise of the demo for a fleet of up to eight devices.
+    pub fn check_times(&mut self) {
+        if self.devices > PROMPT_DEVICES {
+            return;
+        }
+        let longest = self.chapters.iter().map(|chapter| chapter.seconds).fold(0.0, f64::max);
+        let all: f64 = self.chapters.iter().map(|chapter| chapter.seconds).sum();
+        let name =
+            format!("no chapter takes over {CHAPTER_SECONDS} s, and all of them at most {ALL_SECONDS} s");
+        let held = longest <= CHAPTER_SECONDS && all <= ALL_SECONDS;
+        self.check(&name, held, format!("{longest:.1} s the longest, {all:.1} s together"));
     }
 
     /// Closes the report: passed if something was checked and all of it held.
@@ -106,6 +153,26 @@ mod tests {
             report.close(1.0);
             assert_eq!(report.passed, passed, "{held:?}");
         }
+    }
+
+    #[test]
+    fn a_tale_that_takes_too_long_breaks_its_promise() {
+        let seconds = |seconds: &[f64], devices| {
+            let chapter = |seconds: &f64| ChapterReport {
+                key: "x".into(),
+                passed: true,
+                name: "X".into(),
+                seconds: *seconds,
+            };
+            let chapters = seconds.iter().map(chapter).collect();
+            let mut report = Report { devices, chapters, ..Report::default() };
+            report.check_times();
+            report.checks.first().map(|check| check.held)
+        };
+        assert_eq!(seconds(&[59.0, 1.0], 8), Some(true));
+        assert_eq!(seconds(&[61.0, 1.0], 8), Some(false));
+        assert_eq!(seconds(&[50.0; 5], 8), Some(false));
+        assert_eq!(seconds(&[61.0], 9), None);
     }
 
     #[test]

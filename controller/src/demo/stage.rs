@@ -2,10 +2,11 @@
 
 use super::{
     DemoError,
-    load::{Holdout, Load},
+    load::{Holdout, Load, Source, Trial},
     processes::Process,
 };
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
@@ -15,8 +16,11 @@ use std::{
 };
 
 const POLL: Duration = Duration::from_millis(200);
-/// One image per agent in this time: a steady load that leaves a two-core machine room to answer.
+/// One image per agent in this time: a steady load that leaves a two-core machine room to answer. More agents
+/// than [`PROMPT`] share it.
 const PAUSE: Duration = Duration::from_millis(25);
+/// Agents that two cores answer for at this pace.
+const PROMPT: usize = 8;
 
 pub struct Agent {
     pub id: String,
@@ -37,6 +41,7 @@ pub struct Stage {
     pub mqtt: String,
     pub token: String,
     pub agents: Vec<Agent>,
+    pub trial: Trial,
     client: reqwest::Client,
 }
 
@@ -81,6 +86,7 @@ impl Stage {
             serve,
             token,
             agents: vec![],
+            trial: Trial::default(),
             client,
         })
     }
@@ -182,10 +188,66 @@ impl Stage {
         Ok(())
     }
 
+    /// Deals the images to the devices and starts to send them.
     pub fn start_load(&mut self, holdout: &Arc<Holdout>) {
-        for agent in &mut self.agents {
-            agent.load = Some(Load::start(agent.base.clone(), "digits", holdout.clone(), PAUSE));
+        let devices = self.agents.len().max(1);
+        for (number, agent) in self.agents.iter_mut().enumerate() {
+            agent.load = Some(Load::start(Source {
+                base: agent.base.clone(),
+                model: "digits",
+                holdout: holdout.clone(),
+                images: (number..holdout.images.len()).step_by(devices).collect(),
+                pause: PAUSE * pace(devices),
+                trial: self.trial.clone(),
+            }));
         }
+    }
+
+    /// Requests that `bundle` answered, over all devices, as the load saw it.
+    pub fn answered(&self, bundle: &str) -> u64 {
+        let loads = self.agents.iter().filter_map(|agent| agent.load.as_ref());
+        loads.map(|load| load.seen.lock().by_bundle.get(bundle).map_or(0, |own| own.requests)).sum()
+    }
+
+    /// Distinct images whose label was compared with what `candidate` said in the shadow.
+    pub fn compared(&self, candidate: &str) -> u64 {
+        let loads = self.agents.iter().filter_map(|agent| agent.load.as_ref());
+        loads.map(|load| load.seen.lock().compared.get(candidate).copied().unwrap_or(0)).sum()
+    }
+
+    /// Asks every device for what it has counted so far. One that is away says it later by itself.
+    pub async fn ask_for_counts(&self) {
+        let asked = self.agents.iter().map(|agent| async move {
+            let path = format!("/api/v1/devices/{}/commands", agent.id);
+            let _ = self.post(&path, &self.token, &json!({"action": {"kind": "report"}})).await;
+        });
+        futures::future::join_all(asked).await;
+    }
+
+    /// Sends a document as the owner of `token`. Returns whether it was taken, and the answer.
+    ///
+    /// # Errors
+    /// [`DemoError::Ask`] if there was no answer.
+    pub async fn post(
+        &self,
+        path: &str,
+        token: &str,
+        body: &impl Serialize,
+    ) -> Result<(bool, Value), DemoError> {
+        let failed = |source| DemoError::Ask { action: format!("POST {path}"), source };
+        let sent = self.client.post(format!("{}{path}", self.url)).bearer_auth(token).json(body);
+        let answer = sent.send().await.map_err(failed)?;
+        let taken = answer.status().is_success();
+        Ok((taken, answer.json().await.map_err(failed)?))
+    }
+
+    /// As [`Self::get`], read as what it is.
+    ///
+    /// # Errors
+    /// [`DemoError::Ask`].
+    pub async fn get_as<T: DeserializeOwned>(&self, path: &str) -> Result<T, DemoError> {
+        let failed = |source| DemoError::Ask { action: format!("GET {path}"), source };
+        self.ask(path).await?.json().await.map_err(failed)
     }
 
     /// Waits until `done` says so, with `tick` called in between.
@@ -212,6 +274,11 @@ impl Stage {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// How many times slower each of so many agents is asked than each of a few.
+pub(super) fn pace(devices: usize) -> u32 {
+    u32::try_from(devices.div_ceil(PROMPT)).unwrap_or(u32::MAX).max(1)
 }
 
 async fn start_controller(

@@ -10,21 +10,21 @@ use edgefleet_shared::{
 /// The content `device` should have; generation and times are [`super::decide()`]'s to set.
 ///
 /// Total and deterministic: the order of `intents` does not matter, intents of other devices are
-/// ignored, and of two for one slot the one of the later rollout (by id, which starts with its time)
-/// holds.
+/// ignored. A slot without a bundle to answer is not there, shadow or not.
 pub fn compose(device: &DeviceId, intents: &[Intent], settings: &Settings, trust_version: u64) -> Desired {
-    let mut mine: Vec<_> = intents.iter().filter(|intent| intent.device == *device).collect();
-    mine.sort_by(|a, b| a.rollout.cmp(&b.rollout));
+    let mine = intents.iter().filter(|intent| intent.device == *device);
     let slots = mine
-        .into_iter()
-        .map(|intent| {
+        .filter_map(|intent| {
             let slot = SlotDesired {
-                active: intent.active.clone(),
-                candidate: None,
+                active: intent.active.clone()?,
+                candidate: intent.candidate.clone(),
                 probation_secs: intent.probation_secs,
+                slower_percent: intent.slower_percent,
                 thresholds: vec![],
+                shadow: None,
+                window: intent.window.clone(),
             };
-            (intent.slot.clone(), slot)
+            Some((intent.slot.clone(), slot))
         })
         .collect();
     Desired {
@@ -46,29 +46,31 @@ pub(super) mod tests {
     use edgefleet_shared::{desired::Assigned, digest::EnvelopeDigest, ids::AttemptId};
 
     pub(in crate::desired) fn intent(device: &str, slot: &str, bundle: &str, rollout: &str) -> Intent {
-        let rollout: edgefleet_shared::ids::RolloutId = rollout.parse().unwrap();
         Intent {
-            device: device.parse().unwrap(),
-            slot: slot.parse().unwrap(),
-            active: Assigned {
+            active: Some(Assigned {
                 bundle: bundle.parse().unwrap(),
                 release: EnvelopeDigest::of(bundle.as_bytes()),
                 release_size: 10,
-                attempt: AttemptId { rollout: rollout.clone(), number: 1 },
-            },
+                attempt: AttemptId { rollout: rollout.parse().unwrap(), number: 1 },
+            }),
             probation_secs: 60,
-            rollout,
+            ..Intent::empty(device.parse().unwrap(), slot.parse().unwrap())
         }
     }
 
     #[test]
-    fn the_later_rollout_holds_whatever_the_order() {
+    fn the_order_of_intents_does_not_matter_and_a_slot_needs_something_to_answer() {
         let device: DeviceId = "dev-1".parse().unwrap();
+        let shadow_only = Intent {
+            candidate: intent("dev-1", "faces", "faces@1", "r-1").active,
+            active: None,
+            ..intent("dev-1", "faces", "faces@1", "r-1")
+        };
         let intents = [
-            intent("dev-1", "digits", "digits@1", "r-1"),
             intent("dev-1", "digits", "digits@2", "r-2"),
             intent("dev-1", "voice", "voice@1", "r-1"),
             intent("dev-2", "digits", "digits@9", "r-9"),
+            shadow_only,
         ];
         let forward = compose(&device, &intents, &Settings::default(), 1);
         let mut reversed = intents.clone();

@@ -4,20 +4,50 @@ use crate::store::Kind;
 use edgefleet_shared::{
     desired::Assigned,
     ids::{DeviceId, RolloutId, SlotName},
+    maintenance::MaintenanceWindow,
 };
 use serde::{Deserialize, Serialize};
 
 pub const INTENT: Kind = Kind::new("intent");
 
-/// The wish of a rollout (an assignment by hand is one of a single stage) for one slot.
+/// What rollouts want of one slot (an assignment by hand is a rollout of a single stage).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     pub device: DeviceId,
     pub slot: SlotName,
-    pub active: Assigned,
+    /// What shall answer. Absent before the first bundle, and after a first one was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<Assigned>,
+    /// What shall run beside it as a shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Assigned>,
     pub probation_secs: u64,
-    /// Who put it there; a later rollout of the slot replaces it.
-    pub rollout: RolloutId,
+    /// How slow a bundle may be beside the one before it, percent, before the device goes back by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slower_percent: Option<u32>,
+    /// When the device may activate, in its own time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<MaintenanceWindow>,
+    /// The open rollout this slot is a member of, be it to get the bundle or to be compared with. One at a
+    /// time: it is the lock on the slot, and where the slot's telemetry counts as evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<RolloutId>,
+}
+
+impl Intent {
+    /// Nothing is wanted of the slot yet.
+    pub fn empty(device: DeviceId, slot: SlotName) -> Self {
+        Self {
+            device,
+            slot,
+            active: None,
+            candidate: None,
+            probation_secs: 60,
+            slower_percent: None,
+            window: None,
+            trial: None,
+        }
+    }
 }
 
 /// `device/slot`: all intents of a device are one prefix.

@@ -207,3 +207,14 @@ impl DesiredStates {
         self.store.commit(transaction).await.map(|_| ())
     }
 }
+
+/// The newest generation that was signed for `device`; 0 if there is none.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn stored_generation(store: &dyn FleetStore, device: &DeviceId) -> Result<u64, StoreError> {
+    let Some(found) = store.get(DESIRED, device.as_str()).await? else { return Ok(0) };
+    let record: DesiredRecord = serde_json::from_slice(&found.body)
+        .map_err(|source| StoreError::Unreadable { kind: DESIRED, id: device.to_string(), source })?;
+    Ok(record.desired.generation)
+}

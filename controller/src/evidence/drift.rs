@@ -239,6 +239,25 @@ mod tests {
     }
 
     #[test]
+    fn every_comparison_starts_afresh() {
+        let device = "d-1".parse().unwrap();
+        let told = |pairs: &[([u64; 2], [u64; 2])]| {
+            let named = |c: &[u64; 2]| [("a".to_owned(), c[0]), ("b".to_owned(), c[1])].into();
+            let mut drift = Drift::default();
+            for (canary, control) in pairs {
+                drift.add(&device, Arm::Canary, &named(canary), 300);
+                drift.add(&device, Arm::Control, &named(control), 300);
+            }
+            drift.classes.iter().flat_map(|class| class.bets).collect::<Vec<_>>()
+        };
+        let (one, two) = (([9, 1], [5, 5]), ([2, 8], [6, 4]));
+        let sum = told(&[one]).into_iter().zip(told(&[two])).map(|(a, b)| a + b);
+        for (both, sum) in told(&[one, two]).into_iter().zip(sum) {
+            assert!((both - sum).abs() < 1e-12, "{both} {sum}");
+        }
+    }
+
+    #[test]
     fn psi_follows_its_convention() {
         assert_eq!(population_stability(&[(0.5, 0.5), (0.5, 0.5)]), 0.0);
         assert!(population_stability(&[(0.6, 0.5), (0.4, 0.5)]) < 0.1);

@@ -87,7 +87,7 @@ impl Evidence {
             merged => format!(" {merged} more belonged to outages already counted."),
         };
         report.sentence = format!(
-            "{} canaries and {} controls had a first bad window: {} times the controls' rate (95 %: {} to {}).{merged} \
+            "{} canaries and {} controls had a first bad window; ratio of rates {} (95 %: {} to {}).{merged} \
              {} of {} canary device-hours were bad. {}",
             errors.canary_events,
             errors.control_events,
@@ -293,7 +293,7 @@ impl Evidence {
     }
 }
 
-/// A ratio for people; its upper end may be unknown.
+/// A ratio for people; saturated ones say so.
 fn times(ratio: f64) -> String {
-    if ratio >= 1e6 { "any".to_owned() } else { format!("{ratio:.2}") }
+    if ratio >= 1e6 { "more than 1e6".to_owned() } else { format!("{ratio:.2}") }
 }

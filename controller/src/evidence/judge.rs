@@ -87,15 +87,24 @@ pub(super) fn closing(report: &GateReport, settings: &GateSettings, arms: &ArmSi
             show(report.e_harm_without_one)
         ),
         Verdict::Pass => "Safe.".to_owned(),
-        Verdict::Inconclusive => format!(
-            "Not decided: harm E = {} of {}, safe E = {} of {} (without any one device {} and {}).",
-            show(report.e_harm),
-            show(report.harm_threshold),
-            show(report.e_safe),
-            show(report.safe_threshold),
-            show(report.e_harm_without_one),
-            show(report.e_safe_without_one)
-        ),
+        Verdict::Inconclusive => {
+            let pair = |e: f64, without_one: f64, threshold: f64| {
+                format!(
+                    "E = {} of {}, {} without any one device",
+                    show(e),
+                    show(threshold),
+                    show(without_one)
+                )
+            };
+            let harm = pair(report.e_harm, report.e_harm_without_one, report.harm_threshold);
+            match report.safe_threshold > 0.0 {
+                true => {
+                    let safe = pair(report.e_safe, report.e_safe_without_one, report.safe_threshold);
+                    format!("Not decided. Harm: {harm}. Safe: {safe}.")
+                }
+                false => format!("Not decided. Harm: {harm}."),
+            }
+        }
         Verdict::Powerless => format!(
             "Powerless: {} canaries and {} controls are compared, at least {} and {} are needed; a person must decide.",
             arms.canaries, arms.controls, settings.min_canaries, settings.min_controls

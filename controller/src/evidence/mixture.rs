@@ -69,6 +69,7 @@ pub(super) fn thin(n: u64, limit: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::random::Random;
     use super::*;
     use proptest::prelude::*;
 
@@ -89,6 +90,37 @@ mod tests {
     fn two_hundred_clean_device_hours_are_worth_27() {
         let e = e_value(ln_bernoulli(0.0, 200.0, 0.02, &SAFE_RATIOS));
         assert!((26.5..28.0).contains(&e), "{e}");
+    }
+
+    /// Median number of draws until `ln_e(successes, failures)` reaches 100, over 200 runs.
+    fn median_to_100(p: f64, most: u32, step: u32, ln_e: impl Fn(f64, f64) -> f64) -> u32 {
+        let mut random = Random::new(3);
+        let mut times: Vec<u32> = (0..200)
+            .map(|_| {
+                let mut x = 0_u64;
+                let reached = (step..=most).step_by(step as usize).find(|n| {
+                    x += random.binomial(u64::from(step), p);
+                    ln_e(x as f64, f64::from(*n) - x as f64) >= 100_f64.ln()
+                });
+                reached.unwrap_or(u32::MAX)
+            })
+            .collect();
+        times.sort_unstable();
+        times[100]
+    }
+
+    #[test]
+    fn as_many_draws_are_needed_as_research_says() {
+        // Agreement with a floor of 98 % (6.4 d): 0.5 % is proven safe after 520, 5 % is caught after 300.
+        let safe = median_to_100(0.005, 3000, 20, |x, clean| ln_bernoulli(x, clean, 0.02, &SAFE_RATIOS));
+        assert!((420..=640).contains(&safe), "{safe}");
+        let harm = median_to_100(0.05, 3000, 20, |x, clean| ln_bernoulli(x, clean, 0.02, &HARM_RATIOS));
+        assert!((220..=400).contains(&harm), "{harm}");
+        // Votes on latency (6.4 b): 14 devices at a win probability of 0.9, 36 at 0.75.
+        for (p, wanted) in [(0.9, 12..=16), (0.75, 28..=46)] {
+            let votes = median_to_100(p, 300, 1, ln_sign);
+            assert!(wanted.contains(&votes), "{p}: {votes}");
+        }
     }
 
     proptest! {

@@ -1,7 +1,9 @@
 //! Power: what a stage of this size can find, by simulation, before it starts.
 //!
-//! The gates' own arithmetic on a virtual fleet: device rates spread (lognormal, sd 1), silent devices,
-//! spread of latency. Peeks every hour. Smaller than the whole-rollout simulator and meant for `rollout
+//! The gates' own arithmetic on a virtual fleet: device rates spread (lognormal, sd 0.5), silent devices,
+//! spread of latency. Looks 24 times a stage. Outages, chronically bad devices
+//! and late reports are left out: of 5 times more errors in a week, 20 canaries beside 60 controls find 51 %
+//! here and 36 % in the tests' fuller fleet. Smaller than the whole-rollout simulator and meant for `rollout
 //! plan`: well under a second. Figures are rounded by their number of runs: 200 runs, so up to 7 points.
 
 use super::accuracy::Accuracy;
@@ -18,8 +20,10 @@ use serde::{Deserialize, Serialize};
 /// Sizes of harm that are tried: multiples of the incumbent's (or the allowed) figure.
 pub const SIZES: [f64; 4] = [1.5, 2.0, 3.0, 5.0];
 const RUNS: u32 = 200;
+/// Looks per stage.
+const LOOKS: u32 = 24;
 /// Larger arms are simulated at this size: more devices only find more.
-const DEVICES: u32 = 300;
+const DEVICES: u32 = 150;
 /// Share of runs that must find a harm for it to count as found.
 const FOUND: f64 = 0.8;
 /// Share of devices silent for reasons of their own; share of labelled inputs only one model gets right.
@@ -69,7 +73,7 @@ struct Run {
 /// Simulates the stage, one entry per asked gate that can be simulated (not `hard`, which counts, nor
 /// `drift`, which depends on the mix of classes). The same seed gives the same figures.
 pub fn forecast(stage: &StageForecast, settings: &GateSettings, seed: u64) -> Vec<GatePower> {
-    let stage = &bounded(stage);
+    let (told, stage) = (stage, &bounded(stage));
     settings
         .gates
         .iter()
@@ -100,7 +104,7 @@ pub fn forecast(stage: &StageForecast, settings: &GateSettings, seed: u64) -> Ve
                 powerless: gate.is_device_level() && small,
                 sentence: String::new(),
             };
-            power.sentence = sentence(&power, stage);
+            power.sentence = sentence(&power, told);
             Some(power)
         })
         .collect()
@@ -117,6 +121,12 @@ fn bounded(stage: &StageForecast) -> StageForecast {
         labels_per_hour: keep(stage.labels_per_hour, 1e5),
         latency_spread: keep(stage.latency_spread, 3.0),
     }
+}
+
+/// Hours (or votes) at which a stage is looked at, each with the number since the look before.
+fn looks(hours: u32) -> impl Iterator<Item = (u32, u64)> {
+    let step = hours.div_ceil(LOOKS).max(1);
+    (step..=hours).step_by(step as usize).map(move |hour| (hour, u64::from(step)))
 }
 
 fn median(times: impl Iterator<Item = Option<f64>>) -> Option<f64> {
@@ -156,7 +166,7 @@ fn errors(stage: &StageForecast, settings: &GateSettings, size: f64, random: &mu
     let mut firsts: Vec<(f64, bool)> = Vec::new();
     for i in 0..n_c + n_b {
         let canary = i < n_c;
-        let rate = stage.bad_rate * (random.normal() - 0.5).exp() * if canary { size } else { 1.0 };
+        let rate = stage.bad_rate * (0.5 * random.normal() - 0.125).exp() * if canary { size } else { 1.0 };
         let at = random.exponential() / rate.max(1e-12);
         if at < stage.hours {
             firsts.push((at, canary));
@@ -168,7 +178,7 @@ fn errors(stage: &StageForecast, settings: &GateSettings, size: f64, random: &mu
     let (mut at_risk, mut events) = ((n_c, n_b), (0, 0));
     let (mut bad, mut clean) = (0.0, 0.0);
     let mut firsts = firsts.into_iter().peekable();
-    for hour in 1..=stage.hours as u32 {
+    for (hour, span) in looks(stage.hours as u32) {
         let hour = f64::from(hour);
         while let Some((_, canary)) = firsts.next_if(|(at, _)| *at < hour) {
             rank.draw(canary, 1.0, f64::from(at_risk.0), f64::from(at_risk.1), settings.errors.margin);
@@ -177,9 +187,9 @@ fn errors(stage: &StageForecast, settings: &GateSettings, size: f64, random: &mu
             *left -= 1;
             *seen += 1;
         }
-        let now_bad = random.binomial(u64::from(n_c), (stage.bad_rate * size).min(0.99)) as f64;
+        let now_bad = random.binomial(u64::from(n_c) * span, (stage.bad_rate * size).min(0.99)) as f64;
         bad += now_bad;
-        clean += f64::from(n_c) - now_bad;
+        clean += (u64::from(n_c) * span) as f64 - now_bad;
         let harm = Side::new((rank.ln_harm(), rank.ln_harm_without_one()), events.0);
         if harm.proves(threshold, settings.min_devices) {
             run.failed.get_or_insert(hour);
@@ -202,21 +212,22 @@ fn latency(stage: &StageForecast, settings: &GateSettings, size: f64, random: &m
         before_ms: 10.0,
         after_ms: 10.0 * size * (stage.latency_spread * random.normal()).exp(),
     };
-    let (mut slower, mut votes) = (0, Latency::default());
-    let mut run = Run::default();
-    for seen in 1..=stage.canaries {
-        let controls: Vec<_> =
-            (0..(stage.controls / stage.canaries.max(1)).clamp(1, 3)).map(|_| ratio(1.0)).collect();
-        match latency_vote(ratio(size), &controls, settings.latency.factor) {
-            Vote::Slower => votes.slower += 1,
-            Vote::NotSlower => votes.not_slower += 1,
-            Vote::Tie => {}
+    let (mut votes, mut run) = (Latency::default(), Run::default());
+    for (seen, span) in looks(stage.canaries) {
+        for _ in 0..span {
+            let own = (stage.controls / stage.canaries.max(1)).clamp(1, 3);
+            let controls: Vec<_> = (0..own).map(|_| ratio(1.0)).collect();
+            match latency_vote(ratio(size), &controls, settings.latency.factor) {
+                Vote::Slower => votes.slower += 1,
+                Vote::NotSlower => votes.not_slower += 1,
+                Vote::Tie => {}
+            }
         }
-        slower = slower.max(votes.slower);
         let threshold = settings.harm_threshold(Gate::Latency);
         let hours = stage.hours * f64::from(seen) / f64::from(stage.canaries);
         if Side::new(votes.ln_harm(), votes.slower).proves(threshold, settings.min_devices) {
             run.failed.get_or_insert(hours);
+            break;
         }
         if Side::new(votes.ln_safe(), votes.not_slower)
             .proves(settings.safe_threshold(), settings.min_devices)
@@ -235,9 +246,10 @@ fn agreement(stage: &StageForecast, settings: &GateSettings, size: f64, random: 
     let per_device = stage.shadow_per_hour.min(f64::from(settings.per_window));
     let per_hour = (per_device * devices) as u64;
     let (mut n, mut x, mut run) = (0.0, 0.0, Run::default());
-    for hour in 1..=stage.hours as u32 {
-        n += per_hour as f64;
-        x += random.binomial(per_hour, share) as f64;
+    for (hour, span) in looks(stage.hours as u32) {
+        let more = per_hour.saturating_mul(span);
+        n += more as f64;
+        x += random.binomial(more, share) as f64;
         let harm = |x: f64| ln_bernoulli(x, n - x, allowed, &HARM_RATIOS);
         let safe = |clean: f64| ln_bernoulli(x, clean, allowed, &SAFE_RATIOS);
         let (clean, less) = (n - x, 1.0 - 1.0 / devices);
@@ -276,12 +288,13 @@ fn accuracy(stage: &StageForecast, settings: &GateSettings, size: f64, random: &
     let per_hour = (stage.labels_per_hour.min(f64::from(settings.per_window)) * devices) as u64;
     let mut run = Run::default();
     let (mut all, mut less) = (Accuracy::default(), Accuracy::default());
-    for hour in 1..=stage.hours as u32 {
-        let pairs = random.binomial(per_hour, DISCORDANT);
+    for (hour, span) in looks(stage.hours as u32) {
+        let more = per_hour.saturating_mul(span);
+        let pairs = random.binomial(more, DISCORDANT);
         let losses = random.binomial(pairs, size / (1.0 + size));
         all.losses += losses as f64;
         all.wins += (pairs - losses) as f64;
-        all.ties += (per_hour - pairs) as f64;
+        all.ties += (more - pairs) as f64;
         let rest = 1.0 - 1.0 / devices;
         (less.losses, less.wins, less.ties) = (all.losses * rest, all.wins, all.ties);
         let harm = Side::new((all.ln_harm().0, less.ln_harm().0), stage.canaries);
@@ -339,10 +352,15 @@ mod tests {
     }
 
     #[test]
-    fn small_and_absurd_stages_say_so_instead_of_failing() {
+    fn small_large_and_absurd_stages_get_an_answer() {
         let small = StageForecast { canaries: 3, controls: 6, ..stage() };
         let powers = forecast(&small, &GateSettings::default(), 1);
         assert!(powers.iter().all(|p| p.powerless && p.sentence.contains("too few")), "{powers:?}");
+        let large = StageForecast { canaries: 40_000, controls: 120_000, hours: 400.0, ..stage() };
+        let mut settings = GateSettings::default();
+        settings.gates.extend([Gate::Accuracy]);
+        let powers = forecast(&large, &settings, 1);
+        assert!(powers.iter().all(|p| p.false_aborts <= 0.02 && p.sentence.contains("40000")), "{powers:?}");
         let absurd = StageForecast {
             canaries: 0,
             controls: u32::MAX,

@@ -21,6 +21,7 @@ impl Random {
         ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     }
 
+    #[cfg(test)]
     pub(super) fn chance(&mut self, p: f64) -> bool {
         self.unit() < p
     }

@@ -293,6 +293,12 @@ impl GateSettings {
             }
         };
         let open = |x: f64, low: f64, high: f64| x > low && x < high;
+        check(
+            self.gates.is_empty() || self.gates.iter().any(|gate| self.decides(*gate)),
+            "gates",
+            "`agreement` alone, which only informs while `accuracy` is planned".into(),
+            "empty or hold a gate that decides",
+        );
         check(open(self.alpha, 0.0, 0.5), "alpha", self.alpha.to_string(), "above 0 and below 0.5");
         check(open(self.beta, 0.0, 0.5), "beta", self.beta.to_string(), "above 0 and below 0.5");
         check(

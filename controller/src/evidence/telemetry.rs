@@ -50,7 +50,35 @@ impl Telemetry {
 
 #[cfg(test)]
 mod tests {
+    use super::super::special::ln_beta;
     use super::*;
+    use proptest::prelude::*;
+
+    fn ln_choose(n: u32, k: u32) -> f64 {
+        let (n, k) = (f64::from(n), f64::from(k));
+        -(n + 1.0).ln() - ln_beta(k + 1.0, n - k + 1.0)
+    }
+
+    proptest! {
+        #[test]
+        fn a_group_is_expected_to_add_nothing_up_to_the_margin(
+            n_c in 1u32..14, n_b in 1u32..30, share in 0.01..0.79f64, below in 0.0..1.0f64,
+        ) {
+            // Exact expectation over independent silent devices: canaries at most 1.25 times the controls' share.
+            let (p_b, p_c) = (share, share * 1.25 * below);
+            let ln_p = |n: u32, k: u32, p: f64| ln_choose(n, k) + f64::from(k) * p.max(1e-300).ln() + f64::from(n - k) * (-p).ln_1p();
+            let mut mean = 0.0;
+            for k_c in 0..=n_c {
+                for k_b in 0..=n_b {
+                    let mut telemetry = Telemetry::default();
+                    let group = |n: u32, k: u32| Reporting { expected: n, received: n - k };
+                    telemetry.add(group(n_c, k_c), group(n_b, k_b), 1.25);
+                    mean += (ln_p(n_c, k_c, p_c) + ln_p(n_b, k_b, p_b) + telemetry.ln_harm().0).exp();
+                }
+            }
+            prop_assert!(mean <= 1.0 + 1e-6, "{mean}");
+        }
+    }
 
     #[test]
     fn silence_of_the_canaries_alone_is_found_and_common_silence_is_not() {

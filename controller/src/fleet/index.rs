@@ -21,11 +21,15 @@ pub struct Known {
 impl Known {
     /// Whether `selector` selects it; see [`super::attributes`].
     pub fn matches(&self, selector: &Selector) -> bool {
+        selector.matches(&self.attributes())
+    }
+
+    /// What selectors and strata see of it.
+    pub fn attributes(&self) -> BTreeMap<String, String> {
         let device = &self.device;
         let state = device.state.as_str();
         let status = &self.status;
-        let all = attributes(&device.id, &device.name, state, status.online, &device.labels, &status.facts);
-        selector.matches(&all)
+        attributes(&device.id, &device.name, state, status.online, &device.labels, &status.facts)
     }
 }
 

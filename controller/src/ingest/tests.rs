@@ -1,13 +1,18 @@
 use super::*;
-use crate::store::{
-    FleetStore, Repository,
-    sled_home::{SledConfig, SledStore},
+use crate::{
+    rollouts::{Documents, Enlisted, Rollouts, Roster},
+    store::{
+        FleetStore, Repository,
+        audit::AuditLog,
+        sled_home::{SledConfig, SledStore},
+    },
 };
 use async_trait::async_trait;
 use edgefleet_shared::{
     digest::BundleDigest,
     ids::{AttemptId, BootId, BundleName, DeviceId},
     reported::ClockQuality,
+    selector::Selector,
     telemetry::{
         Ack, Counts, LabelCounts, Latency, Record, RecordBody, Role, Sketch, TelemetryBatch, Window,
         batch::TELEMETRY_SCHEMA,
@@ -31,6 +36,32 @@ impl Surroundings for Around {
     async fn acknowledge(&self, device: &DeviceId, ack: Ack) {
         let _ = self.0.send((device.clone(), ack));
     }
+}
+
+/// A fleet without devices: these tests are about records, not about rollouts.
+struct Nobody;
+
+impl Roster for Nobody {
+    fn select(&self, _: &[Selector]) -> Vec<Enlisted> {
+        vec![]
+    }
+    fn last_seen(&self, _: &DeviceId) -> Option<Timestamp> {
+        None
+    }
+    fn reported_generation(&self, _: &DeviceId) -> u64 {
+        0
+    }
+    fn is_enrolled(&self, _: &DeviceId) -> bool {
+        false
+    }
+    fn is_online(&self, _: &DeviceId) -> bool {
+        false
+    }
+}
+
+fn rollouts(store: &Arc<dyn FleetStore>) -> Rollouts {
+    let audit = Arc::new(AuditLog::new(store.clone()));
+    Rollouts::new(Documents::new(store.clone()), audit, Arc::new(Nobody))
 }
 
 fn boot() -> BootId {
@@ -59,6 +90,7 @@ fn window(bundle: &str, requests: u64) -> RecordBody {
         classes: BTreeMap::from([("7".to_owned(), requests)]),
         first_bad_ms: None,
         exceed: vec![],
+        agreement: None,
     }))
 }
 
@@ -74,6 +106,7 @@ fn labels(matched: u64, correct: u64) -> RecordBody {
         correct,
         confusion: vec![],
         unmatched: BTreeMap::new(),
+        versus: None,
     })
 }
 
@@ -90,7 +123,7 @@ async fn each_record_counts_once_however_often_it_comes_and_only_stored_ones_are
     let store: Arc<dyn FleetStore> = Arc::new(store);
     let _ = tracing_subscriber::fmt().with_test_writer().try_init();
     let (sender, mut acks) = mpsc::unbounded_channel();
-    let (worker, queue) = Ingest::new(store.clone(), Arc::new(Around(sender)));
+    let (worker, queue) = Ingest::new(store.clone(), rollouts(&store), Arc::new(Around(sender)));
     let totals = worker.totals();
     let running = tokio::spawn(worker.run());
     let device: DeviceId = "dev-1".parse().expect("device");
@@ -130,8 +163,9 @@ async fn each_record_counts_once_however_often_it_comes_and_only_stored_ones_are
 async fn a_full_queue_turns_messages_away_instead_of_growing() {
     let dir = tempfile::tempdir().expect("temp");
     let (store, _) = SledStore::open(SledConfig::new(dir.path().join("s"))).await.expect("store");
+    let store: Arc<dyn FleetStore> = Arc::new(store);
     let (sender, _acks) = mpsc::unbounded_channel();
-    let (_worker, queue) = Ingest::new(Arc::new(store), Arc::new(Around(sender)));
+    let (_worker, queue) = Ingest::new(store.clone(), rollouts(&store), Arc::new(Around(sender)));
     let device: DeviceId = "dev-1".parse().expect("device");
     let message = batch("dev-1", vec![(1, labels(1, 1))]);
     let taken = (0..5_000).take_while(|_| queue.offer(&device, &message).is_ok()).count();
@@ -157,8 +191,9 @@ fn hoard(device: &str) -> Vec<u8> {
 async fn one_device_whose_message_cannot_be_stored_does_not_keep_others_from_being_acknowledged() {
     let dir = tempfile::tempdir().expect("temp");
     let (store, _) = SledStore::open(SledConfig::new(dir.path().join("s"))).await.expect("store");
+    let store: Arc<dyn FleetStore> = Arc::new(store);
     let (sender, mut acks) = mpsc::unbounded_channel();
-    let (worker, queue) = Ingest::new(Arc::new(store), Arc::new(Around(sender)));
+    let (worker, queue) = Ingest::new(store.clone(), rollouts(&store), Arc::new(Around(sender)));
     let totals = worker.totals();
     let hostile: DeviceId = "dev-hostile".parse().expect("device");
     let honest: DeviceId = "dev-1".parse().expect("device");
@@ -180,7 +215,7 @@ async fn windows_of_a_shared_identity_are_acknowledged_and_are_no_evidence() {
     let (store, _) = SledStore::open(SledConfig::new(dir.path().join("s"))).await.expect("store");
     let store: Arc<dyn FleetStore> = Arc::new(store);
     let (sender, mut acks) = mpsc::unbounded_channel();
-    let (worker, queue) = Ingest::new(store.clone(), Arc::new(Around(sender)));
+    let (worker, queue) = Ingest::new(store.clone(), rollouts(&store), Arc::new(Around(sender)));
     let shared: DeviceId = "dev-shared".parse().expect("device");
     let message = batch("dev-shared", vec![(1, window("digits@1", 10)), (2, labels(10, 1))]);
     queue.offer(&shared, &message).expect("room");

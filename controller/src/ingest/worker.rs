@@ -6,14 +6,14 @@ use super::{
     device_totals::{DEVICE_TELEMETRY, DeviceTelemetry},
 };
 use crate::{
-    assignments::{ATTEMPT, AttemptRecord, ROLLOUT, RolloutRecord, attempt_id},
     clock,
+    rollouts::{Documents, Ears, Rollouts, Working as Heard},
     store::{Expect, FleetStore, Repository, Retry, Revision, StoreError, Transaction, Versioned},
 };
 use async_trait::async_trait;
 use edgefleet_shared::{
-    ids::{BootId, BundleName, DeviceId, RolloutId},
-    telemetry::{Ack, RecordBody, Role, TelemetryBatch, TerminalReport, batch::MAX_BATCH_BYTES},
+    ids::{BootId, BundleName, DeviceId},
+    telemetry::{Ack, RecordBody, Role, TelemetryBatch, batch::MAX_BATCH_BYTES},
     time::Timestamp,
 };
 use std::{
@@ -121,8 +121,7 @@ pub struct Ingest {
     store: Arc<dyn FleetStore>,
     devices: Repository<DeviceTelemetry>,
     aggregates: Repository<Aggregate>,
-    attempts: Repository<AttemptRecord>,
-    rollouts: Repository<RolloutRecord>,
+    rollouts: Rollouts,
     around: Arc<dyn Surroundings>,
     totals: Arc<IngestTotals>,
 }
@@ -132,8 +131,6 @@ pub struct Ingest {
 struct Working {
     devices: BTreeMap<DeviceId, Loaded<DeviceTelemetry>>,
     aggregates: BTreeMap<String, Loaded<Aggregate>>,
-    attempts: BTreeMap<String, Loaded<AttemptRecord>>,
-    rollouts: BTreeMap<RolloutId, Loaded<RolloutRecord>>,
     /// Boots heard of in this round, by device.
     boots: BTreeMap<DeviceId, BTreeSet<BootId>>,
     known: BTreeMap<BundleName, bool>,
@@ -158,15 +155,18 @@ impl<T> From<Versioned<T>> for Loaded<T> {
 }
 
 impl Ingest {
-    pub fn new(store: Arc<dyn FleetStore>, around: Arc<dyn Surroundings>) -> (Self, IngestQueue) {
+    pub fn new(
+        store: Arc<dyn FleetStore>,
+        rollouts: Rollouts,
+        around: Arc<dyn Surroundings>,
+    ) -> (Self, IngestQueue) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let totals = Arc::new(IngestTotals::default());
         let worker = Self {
             receiver,
             devices: Repository::new(store.clone(), DEVICE_TELEMETRY),
             aggregates: Repository::new(store.clone(), AGGREGATE),
-            attempts: Repository::new(store.clone(), ATTEMPT),
-            rollouts: Repository::new(store.clone(), ROLLOUT),
+            rollouts,
             store,
             around,
             totals: totals.clone(),
@@ -224,9 +224,11 @@ impl Ingest {
         now: Timestamp,
     ) -> Result<Vec<(DeviceId, Ack)>, StoreError> {
         loop {
-            let mut work = Working::default();
+            let documents: &Documents = self.rollouts.documents();
+            let (mut work, mut heard, mut ears) =
+                (Working::default(), Heard::new(documents), Ears::new(documents));
             for batch in batches {
-                self.take(&mut work, batch, now).await?;
+                self.take(&mut work, &mut heard, &mut ears, batch, now).await?;
             }
             let mut transaction = Transaction::new();
             for (device, loaded) in &work.devices {
@@ -240,12 +242,7 @@ impl Ingest {
             for (id, loaded) in &work.aggregates {
                 transaction = transaction.put_json(AGGREGATE, id.as_str(), loaded.expect(), &loaded.value)?;
             }
-            for (id, loaded) in &work.attempts {
-                transaction = transaction.put_json(ATTEMPT, id.as_str(), loaded.expect(), &loaded.value)?;
-            }
-            for (id, loaded) in &work.rollouts {
-                transaction = transaction.put_json(ROLLOUT, id.as_str(), loaded.expect(), &loaded.value)?;
-            }
+            transaction = heard.stage(transaction)?;
             if transaction.operations.is_empty() {
                 return Ok(vec![]);
             }
@@ -253,6 +250,7 @@ impl Ingest {
                 Ok(_) => {
                     self.totals.records.fetch_add(work.counted, Ordering::Relaxed);
                     self.totals.repeats.fetch_add(work.repeats, Ordering::Relaxed);
+                    self.rollouts.after(heard.aftermath());
                     return Ok(work.acks());
                 }
                 Err(StoreError::StaleRevision { .. }) => {}
@@ -264,6 +262,8 @@ impl Ingest {
     async fn take(
         &self,
         work: &mut Working,
+        heard: &mut Heard<'_>,
+        ears: &mut Ears<'_>,
         batch: &TelemetryBatch,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -287,9 +287,15 @@ impl Ingest {
                 Verdict::OutOfOrder => continue,
             }
             own.value.last = now;
+            if let RecordBody::Window(window) = &record.body
+                && !sound(window)
+            {
+                continue;
+            }
+            ears.hear(heard, device, record, !isolated, now).await?;
             match &record.body {
                 RecordBody::Window(window) => {
-                    if !sound(window) || !self.known(work, &window.bundle).await {
+                    if !self.known(work, &window.bundle).await {
                         continue;
                     }
                     if let Some(own) = work.devices.get_mut(device) {
@@ -316,7 +322,7 @@ impl Ingest {
                     let id = aggregate_id(&labels.bundle, Role::Primary, bucket);
                     self.aggregate(work, id).await?.add_labels(labels);
                 }
-                RecordBody::Terminal(report) => self.terminal(work, device, report, now).await?,
+                RecordBody::Terminal(_) => {}
                 RecordBody::Dropped { records, reason } => {
                     tracing::warn!(%device, records, reason, "telemetry.lost on the device");
                     own.value.dropped = own.value.dropped.saturating_add(*records);
@@ -350,33 +356,6 @@ impl Ingest {
                 Ok(&mut entry.insert(loaded).value)
             }
         }
-    }
-
-    async fn terminal(
-        &self,
-        work: &mut Working,
-        device: &DeviceId,
-        report: &TerminalReport,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let rollout = &report.target.attempt.rollout;
-        let key = attempt_id(rollout, device);
-        if !work.attempts.contains_key(&key) {
-            let Some(found) = self.attempts.find_json(&key).await? else { return Ok(()) };
-            work.attempts.insert(key.clone(), found.into());
-        }
-        if !work.rollouts.contains_key(rollout) {
-            let Some(found) = self.rollouts.find_json(rollout.as_str()).await? else { return Ok(()) };
-            work.rollouts.insert(rollout.clone(), found.into());
-        }
-        let (Some(attempt), Some(record)) = (work.attempts.get_mut(&key), work.rollouts.get_mut(rollout))
-        else {
-            return Ok(());
-        };
-        if let Some(before) = attempt.value.report(report, now) {
-            record.value.moved(&before, &attempt.value.state);
-        }
-        Ok(())
     }
 }
 

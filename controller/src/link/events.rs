@@ -13,6 +13,7 @@ use crate::{
     findings::{FindingCode, Findings},
     fleet::Fleet,
     ingest::IngestQueue,
+    rollouts::Clerk,
     transfer::BlockServer,
 };
 use bytes::Bytes;
@@ -57,6 +58,7 @@ pub struct EventLoop {
     pub fleet: Arc<Fleet>,
     pub hand_out: Arc<HandOut>,
     pub ingest: IngestQueue,
+    pub clerk: Clerk,
     pub blocks: Arc<BlockServer>,
     pub findings: Arc<Findings>,
     /// Answers to commands, for whoever waits for one.
@@ -186,6 +188,7 @@ impl EventLoop {
         let first = !known.status.online || last != Some(report.boot);
         let (generation, boot) = (report.generation, report.boot);
         self.presence(&device, true, "online").await;
+        self.clerk.take(report.clone()).await;
         if let Err(error) = self.fleet.record_report(report).await {
             tracing::error!(%device, %error, "report.store");
         }

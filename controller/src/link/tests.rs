@@ -3,7 +3,6 @@
 
 use super::{EventLoop, EventTotals, HandOut, Resends, Takeovers};
 use crate::{
-    assignments::{AssignRequest, Assignments},
     broker::{
         Broker, BrokerEvent, EVENT_CAPACITY,
         embedded::{EmbeddedBroker, EmbeddedParams},
@@ -15,6 +14,11 @@ use crate::{
     findings::{FindingCode, Findings},
     fleet::testing::{ADDRESS, TestDevice, TestFleet, actor, expect_enrolled},
     ingest::{Ingest, Surroundings},
+    rollout::{
+        Bucket, Plan, Release,
+        plan::{Limits as PlanLimits, OnOverlap},
+    },
+    rollouts::{Calendars, Documents, NewRolloutRequest, RolloutDriver, RolloutParts, Rollouts},
     signing::setup,
     transfer::{BlockServer, Library, LibraryError, Limits},
 };
@@ -71,7 +75,7 @@ struct Bench {
     events: mpsc::Sender<BrokerEvent>,
     totals: Arc<EventTotals>,
     hand_out: Arc<HandOut>,
-    assignments: Assignments,
+    rollouts: Rollouts,
     findings: Arc<Findings>,
     orders: DriverHandle,
     stop: CancellationToken,
@@ -105,15 +109,34 @@ impl Bench {
         let findings = Arc::new(Findings::open(store.clone(), audit.clone()).await.expect("findings"));
         let states = DesiredStates::new(store.clone(), keys.online.clone(), Settings::default());
         let hand_out = Arc::new(HandOut::new(states, broker.clone(), keys.trust.clone(), findings.clone()));
-        let assignments = Assignments::new(store.clone(), audit, fleet.clone());
-        let (ingest, queue) = Ingest::new(store, Arc::new(Nothing));
+        let documents = Documents::new(store.clone());
+        let rollouts = Rollouts::new(documents.clone(), audit.clone(), fleet.clone());
+        let calendar = Calendars::open(store.clone(), audit.clone()).await.expect("a calendar");
+        let (ingest, queue) = Ingest::new(store, rollouts.clone(), Arc::new(Nothing));
         tokio::spawn(ingest.run());
         let blocks = BlockServer::new(Arc::new(Nothing), broker, Limits::NONE);
         let totals = Arc::new(EventTotals::default());
+        let (driver, orders) = Driver::new(DriverParts {
+            rollouts: rollouts.clone(),
+            hand_out: hand_out.clone(),
+            fleet: fleet.clone(),
+            blocks: blocks.clone(),
+            findings: findings.clone(),
+        });
+        let (rollout_driver, clerk) = RolloutDriver::new(RolloutParts {
+            documents,
+            audit,
+            key: keys.online.clone(),
+            roster: fleet.clone(),
+            devices: orders.clone(),
+            calendar,
+            rollouts: rollouts.clone(),
+        });
         let event_loop = EventLoop {
             fleet: fleet.clone(),
             hand_out: hand_out.clone(),
             ingest: queue,
+            clerk,
             blocks: blocks.clone(),
             findings: findings.clone(),
             replies: broadcast::channel(8).0,
@@ -121,18 +144,12 @@ impl Bench {
             takeovers: Mutex::new(Takeovers::default()),
             resends: Mutex::new(Resends::default()),
         };
-        let (driver, orders) = Driver::new(DriverParts {
-            assignments: assignments.clone(),
-            hand_out: hand_out.clone(),
-            fleet,
-            blocks,
-            findings: findings.clone(),
-        });
         let stop = CancellationToken::new();
         let (events, receiver) = mpsc::channel(EVENT_CAPACITY);
         let looping = tokio::spawn(event_loop.run(receiver, stop.clone()));
         tokio::spawn(driver.run(stop.clone()));
-        Self { test, events, totals, hand_out, assignments, findings, orders, stop, looping }
+        tokio::spawn(rollout_driver.run(stop.clone()));
+        Self { test, events, totals, hand_out, rollouts, findings, orders, stop, looping }
     }
 
     async fn devices(&self, count: u32) -> Vec<DeviceId> {
@@ -148,21 +165,22 @@ impl Bench {
 
     async fn assign(&self, supersede: bool, bundle: &str, id: &str) -> edgefleet_shared::ids::RolloutId {
         let bundle: BundleName = bundle.parse().expect("a bundle");
-        let request = AssignRequest {
-            slot: (&bundle.model).into(),
-            release: EnvelopeDigest::of(b"release"),
-            bundle,
-            release_size: 7,
-            selectors: vec![Selector::everything()],
-            probation_secs: 1,
-            supersede,
+        let mut plan =
+            Plan::single_stage((&bundle.model).into(), bundle.clone(), vec![Selector::everything()]);
+        plan.limits = PlanLimits::none();
+        if supersede {
+            plan.rollout.on_overlap = OnOverlap::Supersede;
+        }
+        let envelope = EnvelopeDigest::of(b"release");
+        let request = NewRolloutRequest {
+            plan,
+            release: Release { bundle, envelope, envelope_size: 7, download: 7 },
             confirmed: true,
-            by: "test".into(),
-            reason: None,
+            start: true,
+            reason: String::new(),
         };
         let id: edgefleet_shared::ids::RolloutId = id.parse().expect("an id");
-        self.assignments.start(request, id.clone(), clock::now()).await.expect("started");
-        self.orders.order(Order::Rollout(id.clone())).await;
+        self.rollouts.start(request, id.clone(), &actor(), clock::now()).await.expect("started");
         id
     }
 
@@ -289,8 +307,8 @@ async fn a_removed_device_leaves_its_rollout_and_nothing_is_wanted_of_it() {
     bench.test.fleet.remove_device(&actor(), &devices[0], None).await.expect("removed");
     bench.orders.order(Order::Removed(devices[0].clone())).await;
     until("it is out of the rollout", || async {
-        let counts = bench.assignments.show(&rollout).await.expect("a rollout").counts;
-        counts.removed == 1 && bench.generation(&devices[0]).await == 0
+        let counts = bench.rollouts.show(&rollout).await.expect("a rollout").stages[0].counts.clone();
+        counts.get(Bucket::Removed) == 1 && bench.generation(&devices[0]).await == 0
     })
     .await;
     assert_eq!(bench.hand_out.states().wanted_devices().await.expect("a list"), [devices[1].clone()]);

@@ -54,6 +54,13 @@ pub struct BundleRecord {
     pub overridden: Option<Override>,
 }
 
+impl BundleRecord {
+    /// What a device fetches that has nothing of it yet, bytes.
+    pub fn download_bytes(&self) -> u64 {
+        self.size.saturating_add(self.manifest_size).saturating_add(self.release_size)
+    }
+}
+
 /// The outcome of the push-time checks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Checks {

@@ -47,7 +47,7 @@ pub struct Member {
     /// The shadow stage it takes part in before that.
     pub shadow: Option<u16>,
     pub arm: Arm,
-    /// Index into [`Membership::strata`].
+    /// Index into [`MembershipSummary::strata`].
     pub stratum: u16,
     /// The attribute `site`: a site that fails as a whole counts once in the evidence.
     pub site: Arc<str>,

@@ -139,7 +139,7 @@ pub enum Move {
     ControlsJoin {
         match_of: u32,
     },
-    /// For the driver: canary and controls can be compared, see [`compare`](super::compare).
+    /// For the driver: canary and controls can be compared, see [`compare()`](super::compare()).
     CompareDue {
         match_of: u32,
     },

@@ -7,7 +7,7 @@
 //! | [`rollout`], [`stage`], [`approval`] | the document of a rollout |
 //! | [`machine`] | [`Rollout::apply`]: event in, effects out |
 //! | [`handout`] | how fast, and which devices next |
-//! | [`attempt`], [`hear`], [`turn`], [`compare`] | one device: what it says, what that moves |
+//! | [`attempt`], [`hear`], [`turn`], [`mod@compare`] | one device: what it says, what that moves |
 //! | [`waiting`], [`explain`], [`verdict`] | why nothing happens, and why something did |
 //! | [`checker`] | the invariants once more, written apart from the machine |
 //!

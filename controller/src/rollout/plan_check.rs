@@ -168,6 +168,12 @@ impl Plan {
         ] {
             wrong.must(found > 0, path, "is 0; at least 1");
         }
+        let slower = self.hard.slower_percent;
+        wrong.must(
+            slower.is_none_or(|percent| (110..=100_000).contains(&percent)),
+            "hard.slower_percent",
+            format!("is {}; between 110 and 100000", slower.unwrap_or(0)),
+        );
         let t = &self.timeouts;
         for (path, span) in [
             ("timeouts.first_report", t.first_report),
@@ -315,6 +321,7 @@ mod tests {
             (|p| p.assign.seed = "x".into(), "assign.seed"),
             (|p| p.gates.alpha = 2.0, "gates.alpha"),
             (|p| p.timeouts.seen = Span::secs(1), "timeouts.seen"),
+            (|p| p.hard.slower_percent = Some(100), "hard.slower_percent"),
             (|p| p.stages[0].gates = vec![crate::evidence::Gate::Errors], "stages[0].gates"),
         ];
         for (change, path) in table {

@@ -113,6 +113,8 @@ pub enum State {
         tail_until: Timestamp,
     },
     Superseded {
+        /// Not `by`: the state's fields stand beside the rollout's own, and that is who wrote it.
+        #[serde(rename = "superseded_by")]
         by: RolloutId,
     },
     Expired,

@@ -14,7 +14,6 @@ pub use options::{Addresses, BrokerChoice, ServeOptions};
 
 use crate::{
     api::{self, ApiParts, https::HttpsLimits, metrics::Metrics, operations::Operations},
-    assignments::Assignments,
     backup::{BackupParts, note_restored},
     blobs::{BlobStore, local::LocalBlobs},
     broker::{
@@ -37,6 +36,7 @@ use crate::{
     ingest::Ingest,
     link::{EventLoop, EventTotals, HandOut, Resends, Takeovers},
     registry::{self, Registry, RegistryParts, probe::Prober},
+    rollouts::{Calendars, Documents, RolloutDriver, RolloutParts, Rollouts},
     signing::{
         http::{self as trust_http, TrustApi},
         setup,
@@ -144,23 +144,44 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         .context("could not prepare the folder for checks")?,
     );
     let blocks = BlockServer::new(registry.clone(), broker.clone(), options.limits);
-    let assignments = Assignments::new(store.clone(), audit.clone(), fleet.clone());
+    let documents = Documents::new(store.clone());
+    let rollouts = Rollouts::new(documents.clone(), audit.clone(), fleet.clone());
+    let calendar = Calendars::open(store.clone(), audit.clone()).await?;
     let states = DesiredStates::new(store.clone(), keys.online.clone(), Settings::default());
     let findings = Arc::new(Findings::open(store.clone(), audit.clone()).await?);
     let hand_out =
         Arc::new(HandOut::new(states.clone(), broker.clone(), keys.trust.clone(), findings.clone()));
     let around =
         Arc::new(Around { registry: registry.clone(), broker: broker.clone(), findings: findings.clone() });
-    let (ingest, queue) = Ingest::new(store.clone(), around);
+    let (ingest, queue) = Ingest::new(store.clone(), rollouts.clone(), around);
     let ingest_totals = ingest.totals();
     // Ends with its queue, which ends with the event loop.
     tasks.spawn("telemetry", |_| ingest.run());
+    let (driver, orders) = Driver::new(DriverParts {
+        rollouts: rollouts.clone(),
+        hand_out: hand_out.clone(),
+        fleet: fleet.clone(),
+        blocks: blocks.clone(),
+        findings: findings.clone(),
+    });
+    tasks.spawn("driver", |stop| driver.run(stop));
+    let (rollout_driver, clerk) = RolloutDriver::new(RolloutParts {
+        documents,
+        audit: audit.clone(),
+        key: keys.online.clone(),
+        roster: fleet.clone(),
+        devices: orders.clone(),
+        calendar: calendar.clone(),
+        rollouts: rollouts.clone(),
+    });
+    tasks.spawn("rollouts", |stop| rollout_driver.run(stop));
     let (replies, _) = broadcast::channel(REPLIES);
     let event_totals = Arc::new(EventTotals::default());
     let event_loop = EventLoop {
         fleet: fleet.clone(),
         hand_out: hand_out.clone(),
         ingest: queue,
+        clerk,
         blocks: blocks.clone(),
         findings: findings.clone(),
         replies: replies.clone(),
@@ -169,21 +190,15 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         resends: Mutex::new(Resends::default()),
     };
     tasks.spawn("device messages", |stop| event_loop.run(events, stop));
-    let (driver, orders) = Driver::new(DriverParts {
-        assignments: assignments.clone(),
-        hand_out,
-        fleet: fleet.clone(),
-        blocks: blocks.clone(),
-        findings: findings.clone(),
-    });
-    tasks.spawn("driver", |stop| driver.run(stop));
     fleet.set_sessions(Arc::new(SessionsAndOrders { broker: broker.clone(), orders: orders.clone() }));
 
     let operations = Arc::new(Operations {
         fleet: fleet.clone(),
         store: store.clone(),
         registry: registry.clone(),
-        assignments,
+        rollouts,
+        calendar,
+        links: options.limits,
         driver: orders.clone(),
         commands: Commands::new(keys.online.clone(), broker.clone(), replies),
         blocks,

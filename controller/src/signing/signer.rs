@@ -9,7 +9,7 @@ use edgefleet_shared::{
     message::Command,
     trust::{
         Envelope, KeyId, PublicKey, SigningKey,
-        envelope::{COMMAND_TYPE, DESIRED_TYPE, Signature, pre_authentication},
+        envelope::{COMMAND_TYPE, DESIRED_TYPE, Signature, VERDICT_TYPE, pre_authentication},
     },
 };
 use serde::Serialize;
@@ -89,6 +89,14 @@ impl OnlineKey {
     /// [`SignerError`].
     pub fn sign_command(&self, command: &Command) -> Result<Vec<u8>, SignerError> {
         self.sign_document(COMMAND_TYPE, command)
+    }
+
+    /// The envelope's bytes of a rollout's verdict, for the audit log.
+    ///
+    /// # Errors
+    /// [`SignerError`].
+    pub fn sign_verdict<T: Serialize>(&self, verdict: &T) -> Result<Vec<u8>, SignerError> {
+        self.sign_document(VERDICT_TYPE, verdict)
     }
 
     fn sign_document<T: Serialize>(&self, payload_type: &str, document: &T) -> Result<Vec<u8>, SignerError> {

@@ -150,7 +150,7 @@ mod tests {
             digest::BundleDigest,
             ids::AttemptId,
             reported::ClockQuality,
-            telemetry::{Counts, Exceed, Latency, Role, Sketch},
+            telemetry::{Agreement, ClassAgreement, Counts, Exceed, Latency, Role, Sketch, Versus},
         };
         let boot = BootId::from_random([1; 16]);
         let attempt = AttemptId { rollout: "r-1".parse().unwrap(), number: 1 };
@@ -178,6 +178,17 @@ mod tests {
             classes: [("7".to_owned(), 3)].into(),
             first_bad_ms: Some(12),
             exceed: vec![Exceed { id: "slow".into(), n: 3, x: 1 }],
+            agreement: None,
+        };
+        let shadow = Window {
+            role: Role::Shadow,
+            agreement: Some(Agreement {
+                n: 3,
+                disagree: 1,
+                errors: 1,
+                classes: [("7".to_owned(), ClassAgreement { n: 3, disagree: 1 })].into(),
+            }),
+            ..window.clone()
         };
         let labels = LabelCounts {
             slot: window.slot.clone(),
@@ -190,6 +201,19 @@ mod tests {
             correct: 2,
             confusion: vec![("1".into(), "7".into(), 1)],
             unmatched: [("expired".to_owned(), 1)].into(),
+            versus: None,
+        };
+        let compared = LabelCounts {
+            versus: Some(Versus {
+                bundle: "digits@2".parse().unwrap(),
+                digest: BundleDigest::of(b"candidate"),
+                attempt: attempt.clone(),
+                wins: 1,
+                losses: 0,
+                both_right: 2,
+                both_wrong: 0,
+            }),
+            ..labels.clone()
         };
         let terminal = TerminalReport {
             slot: window.slot.clone(),
@@ -206,6 +230,8 @@ mod tests {
             RecordBody::Labels(labels),
             RecordBody::Terminal(terminal),
             RecordBody::Dropped { records: 5, reason: "outbox full".into() },
+            RecordBody::Window(Box::new(shadow)),
+            RecordBody::Labels(compared),
         ];
         let records = bodies.into_iter().zip(1..).map(|(body, seq)| Record { boot, seq, body }).collect();
         let batch = TelemetryBatch { schema: TELEMETRY_SCHEMA, device: "dev-1".parse().unwrap(), records };

@@ -6,4 +6,4 @@ pub mod window;
 
 pub use batch::{Ack, BatchError, BootAck, Record, RecordBody, TelemetryBatch, TerminalReport};
 pub use sketch::Sketch;
-pub use window::{Counts, Exceed, LabelCounts, Latency, Role, Window};
+pub use window::{Agreement, ClassAgreement, Counts, Exceed, LabelCounts, Latency, Role, Versus, Window};

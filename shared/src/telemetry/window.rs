@@ -44,6 +44,31 @@ pub struct Window {
     pub first_bad_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceed: Vec<Exceed>,
+    /// In windows of [`Role::Shadow`]: how its answers compare with the active bundle's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+}
+
+/// Answers of active and candidate to the same inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agreement {
+    /// Inputs both answered.
+    pub n: u64,
+    /// Of these, inputs whose class differs, or whose numbers differ by more than the tolerance.
+    pub disagree: u64,
+    /// Inputs the active bundle answered and the candidate failed; not part of `n`.
+    pub errors: u64,
+    /// By the active bundle's class, `other` beyond [`MAX_KEYS`]; empty where outputs have no classes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<String, ClassAgreement>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClassAgreement {
+    pub n: u64,
+    pub disagree: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,4 +120,22 @@ pub struct LabelCounts {
     /// Labels that found no prediction, by reason (`expired`, `foreign`, `duplicate`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unmatched: BTreeMap<String, u64>,
+    /// Present if a candidate answered every prediction counted here as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versus: Option<Versus>,
+}
+
+/// Who was right about labelled inputs that both bundles answered; the four sum to `matched`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versus {
+    /// The candidate.
+    pub bundle: BundleName,
+    pub digest: BundleDigest,
+    pub attempt: AttemptId,
+    /// Candidate right, active wrong.
+    pub wins: u64,
+    /// Candidate wrong, active right.
+    pub losses: u64,
+    pub both_right: u64,
+    pub both_wrong: u64,
 }

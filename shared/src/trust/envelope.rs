@@ -20,6 +20,8 @@ const MAX_SIGNATURES: usize = 16;
 pub const TRUST_TYPE: &str = "application/vnd.edgefleet.trust.v1+json";
 pub const RELEASE_TYPE: &str = "application/vnd.edgefleet.release.v1+json";
 pub const DESIRED_TYPE: &str = "application/vnd.edgefleet.desired.v1+json";
+/// What a rollout decided and from which numbers; for the audit log, devices do not read it.
+pub const VERDICT_TYPE: &str = "application/vnd.edgefleet.verdict.v1+json";
 pub const COMMAND_TYPE: &str = "application/vnd.edgefleet.command.v1+json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

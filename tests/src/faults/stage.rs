@@ -216,12 +216,7 @@ impl Stage {
     /// # Errors
     /// If it is refused.
     pub async fn assign_to(&self, selector: &str, counter: u64, probation_secs: u64) -> Result<String> {
-        let body = json!({
-            "bundle": format!("digits@{counter}"),
-            "selectors": [selector],
-            "probation_secs": probation_secs,
-            "supersede": true,
-        });
+        let body = crate::plans::assign(&format!("digits@{counter}"), selector, probation_secs);
         let started = self.post("/api/v1/rollouts", &body).await?;
         Ok(started["id"].as_str().context("a rollout without id")?.to_owned())
     }
@@ -232,7 +227,7 @@ impl Stage {
     /// If it fails or does not end.
     pub async fn committed(&self, rollout: &str, device: &Device) -> Result<()> {
         let attempt = self.attempt_ended(rollout, device).await?;
-        ensure!(attempt["attempt"] == "committed", "{attempt}");
+        ensure!(attempt["state"] == "committed", "{attempt}");
         Ok(())
     }
 
@@ -245,7 +240,7 @@ impl Stage {
             let all = self.get(&format!("/api/v1/rollouts/{rollout}/attempts")).await?;
             let own = all["items"].as_array().into_iter().flatten().find(|a| a["device"] == *device.id);
             let own = own.cloned().unwrap_or_default();
-            if own.is_null() || own["attempt"] == "assigned" {
+            if !crate::plans::has_ended(&own) {
                 let shown = self.get(&format!("/api/v1/devices/{}", device.id)).await?;
                 return Ok(Err(shown.to_string()));
             }

@@ -50,7 +50,7 @@ async fn a_transfer_over_mqtt_that_is_cut_goes_on_where_it_was() -> Result<()> {
         answers(&agent.base, "digits@1").await?;
     }
     let attempts = fleet.controller.ended(&rollout).await?;
-    ensure!(attempts[0]["attempt"] == "committed", "{attempts:?}");
+    ensure!(attempts[0]["state"] == "committed", "{attempts:?}");
     answers(&agent.base, "digits@2").await?;
 
     let sent = sent(&fleet.controller).await? - sent_before;
@@ -83,7 +83,7 @@ async fn a_big_blob_comes_over_https_and_goes_on_over_mqtt_when_that_is_cut() ->
     line.refuse(true);
     line.cut();
     let attempts = fleet.controller.ended(&rollout).await?;
-    ensure!(attempts[0]["attempt"] == "committed", "{attempts:?}");
+    ensure!(attempts[0]["state"] == "committed", "{attempts:?}");
     answers(&agent.base, "digits@2").await?;
 
     let (https, mqtt) = (line.bytes_from_target(), sent(&fleet.controller).await? - sent_before);

@@ -11,6 +11,7 @@ mod enrolment;
 mod external_broker;
 mod links;
 mod quick_start;
+mod rollouts;
 mod shared_identity;
 mod trust;
 mod updates;

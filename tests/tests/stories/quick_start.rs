@@ -73,8 +73,12 @@ async fn a_model_travels_from_a_laptop_to_a_device_by_hand() -> Result<()> {
         Ok(())
     })
     .await?;
-    let rollouts = controller.table(&["rollout", "list"]).await?;
-    ensure!(rollouts.contains("completed") && rollouts.contains("1 of 1"), "{rollouts}");
+    until("the end of the rollout", PATIENCE, async || {
+        let rollouts = controller.table(&["rollout", "list"]).await?;
+        ensure!(rollouts.contains("completed") && rollouts.contains("1 of 1"), "{rollouts}");
+        Ok(())
+    })
+    .await?;
 
     // What it counted comes back.
     controller.run(&["device", "report", &agent.id]).await?;
@@ -114,7 +118,7 @@ async fn a_model_travels_from_a_laptop_to_a_device_by_hand() -> Result<()> {
     ensure!(agent.status().await?["link"]["connects"] == 0, "a removed device was let in");
     ensure!(controller.device(&agent.id).await?["state"] == "removed");
     let audit = controller.table(&["audit", "list"]).await?;
-    for action in ["invite.create", "bundle.push", "bundle.assign", "device.update", "device.remove"] {
+    for action in ["invite.create", "bundle.push", "rollout.create", "device.update", "device.remove"] {
         ensure!(audit.contains(action), "`{action}` is not audited:\n{audit}");
     }
     agent.stop().await?;

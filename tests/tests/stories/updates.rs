@@ -103,7 +103,7 @@ async fn a_bundle_that_contradicts_its_golden_samples_is_refused_at_the_push_and
 
     let rollout = controller.assign("digits@3").await?;
     let attempts = controller.ended(&rollout).await?;
-    ensure!(attempts[0]["code"] == "golden-mismatch", "{attempts:?}");
+    ensure!(attempts[0]["refusal"]["code"] == "golden-mismatch", "{attempts:?}");
     answers(&agent.base, "digits@2").await?;
     until("the device's own report of it", PATIENCE, async || {
         let shown = controller.table(&["device", "show", &agent.id]).await?;
@@ -161,7 +161,7 @@ async fn a_device_that_was_away_takes_what_it_was_given_when_it_comes_back() -> 
     let rollout = fleet.controller.assign("digits@2").await?;
     fleet.agents[0].start().await?;
     let attempts = fleet.controller.ended(&rollout).await?;
-    ensure!(attempts[0]["attempt"] == "committed", "{attempts:?}");
+    ensure!(attempts[0]["state"] == "committed", "{attempts:?}");
     answers(&fleet.agents[0].base, "digits@2").await?;
     fleet.stop().await?;
     place.end()

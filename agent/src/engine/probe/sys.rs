@@ -1,4 +1,4 @@
-//! The only unsafe code of this program: system calls that neither std nor a safe crate offers.
+//! The unsafe code of the probe: system calls that neither std nor a safe crate offers.
 #![allow(unsafe_code)]
 
 use std::{

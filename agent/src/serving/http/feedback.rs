@@ -82,5 +82,6 @@ pub(super) async fn feedback(
         "matched": summary.matched,
         "correct": summary.correct,
         "unmatched": summary.unmatched,
+        "compared": summary.compared,
     })))
 }

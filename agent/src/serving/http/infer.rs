@@ -14,6 +14,7 @@ use crate::{
     monitor::{Class, ErrorCode, Observation, Outcome},
     serving::{
         oip::{InferRequest, InferResponse, OipError, Part, response::ResponseParameters},
+        shadow::{ActiveAnswer, Mirror},
         slots::Active,
         stats::Spent,
     },
@@ -184,6 +185,7 @@ async fn answer(
 
     let InferRequest { id, inputs, outputs: wanted } = request;
     let model = active.served.model.clone();
+    let mirror = active.shadow().and_then(|shadow| shadow.admit(&inputs, flight.rows));
     let Answer { outputs, queue, infer } = state.0.pool.run(model, inputs).await.map_err(not_run)?;
     (flight.spent.queue, flight.spent.infer) = (queue, infer);
 
@@ -191,7 +193,16 @@ async fn answer(
     if let Some(reader) = &active.classes {
         flight.classes = reader.read(&outputs);
     }
-    let prediction = state.0.monitor.remember(&active.recorder, &flight.classes);
+    let shadow = mirror.as_ref().map(Mirror::recorder);
+    let prediction = state.0.monitor.remember(&active.recorder, &flight.classes, shadow);
+    if let Some(mirror) = mirror {
+        let answer = match &active.classes {
+            Some(_) if !flight.classes.is_empty() => ActiveAnswer::Classes(flight.classes.clone()),
+            _ => ActiveAnswer::Numbers(outputs.clone()),
+        };
+        let sequence = prediction.as_ref().map(|id| id.sequence);
+        mirror.offer(sequence, answer, state.0.monitor.now().mono_ms);
+    }
     let count = prediction.is_some().then_some(flight.classes.len());
     let coding = coding_wanted(headers);
     let json: usize = outputs

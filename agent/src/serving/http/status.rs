@@ -49,6 +49,19 @@ pub(super) async fn status(State(state): State<ServingState>) -> Json<Value> {
             .filter(|(_, n)| *n > 0)
             .collect();
         let ms = |q: f64| totals.total_us.quantile_us(q).map(|us| us / 1_000.0);
+        let shadow = active.shadow().map(|shadow| {
+            let (answered, failed) = shadow.answered();
+            json!({
+                "bundle": shadow.served.bundle,
+                "digest": shadow.served.digest,
+                "attempt": shadow.served.attempt.to_string(),
+                "mirrored": shadow.mirrored(),
+                "answered": answered,
+                "failed": failed,
+                "shed": shadow.shed(),
+                "shedding": shadow.shedding(),
+            })
+        });
         slots.insert(
             active.served.slot.to_string(),
             json!({
@@ -62,6 +75,7 @@ pub(super) async fn status(State(state): State<ServingState>) -> Json<Value> {
                 "rejected": totals.rejected,
                 "in_flight": active.stats.in_flight(),
                 "total_ms": {"p50": ms(0.5), "p95": ms(0.95)},
+                "shadow": shadow,
             }),
         );
     }

@@ -31,6 +31,7 @@ pub(super) fn labels(n: u64) -> RecordBody {
         correct: 0,
         confusion: vec![],
         unmatched: BTreeMap::new(),
+        versus: None,
     })
 }
 

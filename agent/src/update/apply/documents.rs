@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     engine::panic_text,
-    update::machine::{Event, SlotState, Work},
+    update::machine::{CANDIDATE_LANE, Event, SlotState},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -83,7 +83,8 @@ impl Updater {
         }
         for (name, slot) in slots {
             self.world.host.thresholds(&name, slot.thresholds.clone());
-            self.dispatch(name, Event::Desired { generation, slot }).await;
+            self.world.host.slower(&name, slot.slower_percent);
+            self.dispatch(name, Event::Desired { generation, slot: Box::new(slot) }).await;
         }
     }
 
@@ -158,14 +159,15 @@ impl Updater {
     async fn check_again(&mut self) {
         let mut revoked = Vec::new();
         for (name, slot) in &self.doc.slots {
-            let Work::Busy(target) = &slot.work else { continue };
-            let assigned = &target.assigned;
-            let Some(raw) = self.fetcher.store.release(assigned.release, assigned.release_size) else {
-                continue; // not here yet: checked when it comes
-            };
-            if let Err(e) = self.trust.trust().check_release(&raw, assigned, &self.config.hardware) {
-                let problem = Problem::new(RefusalCode::from(&e), chain(&e));
-                revoked.push((name.clone(), self.failed(slot.ticket, problem)));
+            for ticket in [slot.ticket, CANDIDATE_LANE | slot.lane_ticket] {
+                let Some(assigned) = slot.assigned(ticket) else { continue };
+                let Some(raw) = self.fetcher.store.release(assigned.release, assigned.release_size) else {
+                    continue; // not here yet: checked when it comes
+                };
+                if let Err(e) = self.trust.trust().check_release(&raw, assigned, &self.config.hardware) {
+                    let problem = Problem::new(RefusalCode::from(&e), chain(&e));
+                    revoked.push((name.clone(), self.failed(ticket, problem)));
+                }
             }
         }
         for (slot, event) in revoked {

@@ -4,14 +4,19 @@
 use super::{
     super::{
         bundles::BundleStore,
-        fetch::{Meter, Problem},
+        fetch::{Meter, Problem, chain},
         machine::{Bundle, Event},
     },
-    Internal, PROGRESS_PAUSE, Probe, Updater,
+    ACTIVATION_LIMIT, Internal, Lane, Loadable, PROGRESS_PAUSE, Probe, Updater, refusal,
 };
 use crate::{engine::panic_text, failpoint};
-use edgefleet_shared::{desired::Assigned, ids::SlotName, reported::RefusalCode};
+use edgefleet_shared::{
+    desired::{Assigned, ShadowSettings},
+    ids::SlotName,
+    reported::RefusalCode,
+};
 use futures::FutureExt;
+use rand::RngExt;
 use std::{panic::AssertUnwindSafe, sync::atomic::Ordering, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -28,9 +33,46 @@ impl Updater {
             }
         };
         let handle = tokio::spawn(guarded).abort_handle();
-        if let Some(former) = self.jobs.insert(slot.clone(), handle) {
+        if let Some(former) = self.jobs.insert((slot.clone(), Lane::of(ticket)), handle) {
             former.abort();
         }
+    }
+
+    pub(super) fn stop_job(&mut self, slot: &SlotName, lane: Lane) {
+        if let Some(job) = self.jobs.remove(&(slot.clone(), lane)) {
+            job.abort();
+        }
+    }
+
+    /// Beside everything else: a candidate that takes its time to load holds nothing up.
+    pub(super) fn start_shadow(
+        &mut self,
+        slot: &SlotName,
+        ticket: u64,
+        bundle: Bundle,
+        settings: ShadowSettings,
+    ) {
+        let (fetcher, host) = (self.fetcher.clone(), self.world.host.clone());
+        let (tx, name, clock) = (self.internal.0.clone(), slot.clone(), self.config.clock);
+        self.job(slot, ticket, async move {
+            failpoint::hit("shadow.before");
+            let work = async {
+                let failed = |problem: Problem| refusal(problem.code, problem.message, clock());
+                let loadable = loadable(&fetcher.store, &bundle).await.map_err(failed)?;
+                match tokio::time::timeout(ACTIVATION_LIMIT, host.shadow(&name, loadable, settings)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(failed(not_ready(&bundle))),
+                }
+            };
+            let event = match work.await {
+                Ok(()) => Event::Switched { ticket },
+                Err(refusal) => {
+                    Event::StepFailed { ticket, refusal, jitter: rand::rng().random_range(0..1_000) }
+                }
+            };
+            failpoint::hit("shadow.after");
+            let _ = tx.send(Internal::Slot(name, event));
+        });
     }
 
     pub(super) fn start_timer(&mut self, slot: &SlotName, ticket: u64, after: Duration) {
@@ -94,6 +136,23 @@ impl Updater {
             tell(&tx, name, ticket, result.map(|()| Event::Tested { ticket }));
         });
     }
+}
+
+/// Reads and checks what is about to be loaded.
+pub(super) async fn loadable(store: &BundleStore, bundle: &Bundle) -> Result<Loadable, Problem> {
+    let (reader, digest) = (store.clone(), bundle.digest);
+    let failed = |message: String| Problem::new(RefusalCode::ActivationFailed, message);
+    let manifest = tokio::task::spawn_blocking(move || reader.loadable(digest))
+        .await
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| failed(chain(&e)))?;
+    let (name, attempt) = (bundle.name.clone(), bundle.attempt.clone());
+    Ok(Loadable { files: store.files(digest), manifest, name, digest, attempt })
+}
+
+pub(super) fn not_ready(bundle: &Bundle) -> Problem {
+    let said = format!("`{}` was not ready after {} s", bundle.name, ACTIVATION_LIMIT.as_secs());
+    Problem::new(RefusalCode::ActivationFailed, said)
 }
 
 fn tell(tx: &mpsc::UnboundedSender<Internal>, slot: SlotName, ticket: u64, result: Result<Event, Problem>) {

@@ -5,24 +5,27 @@
 //! it, one per slot, tests one at a time; a job that was replaced is aborted, and a late answer is known
 //! by its ticket.
 
-pub use super::world::{Command, DeviceReport, Host, Probe, Reports, SettingsWatch, SlotHealth, World};
+pub use super::world::{
+    Command, DeviceReport, Host, Loadable, Probe, Reports, SettingsWatch, ShadowStatus, SlotHealth, World,
+};
 mod documents;
 mod jobs;
+mod perform;
 #[cfg(test)]
 mod tests;
+mod zones;
+
+use zones::Zones;
 
 use super::{
     bundles::BundleStore,
     fetch::{Fetcher, Problem, chain},
-    machine::{Bundle, Effect, Event, Now, SlotState, Work, step},
+    machine::{CANDIDATE_LANE, Candidate, Effect, Event, Gate, Now, SlotState, step},
     transfer::TransferError,
 };
-use crate::{
-    failpoint,
-    store::{
-        durable::{DurableSlots, Loaded, SaveError},
-        trust_state::{TrustStore, TrustStoreError},
-    },
+use crate::store::{
+    durable::{DurableSlots, Loaded, SaveError},
+    trust_state::{TrustStore, TrustStoreError},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -30,8 +33,8 @@ use edgefleet_shared::{
     digest::BlobDigest,
     ids::{DeviceId, SlotName},
     message::TrustHead,
-    reported::{Phase, Refusal, RefusalCode},
-    time::Timestamp,
+    reported::{Refusal, RefusalCode},
+    time::{Timestamp, believed},
     trust::TrustError,
 };
 use rand::RngExt;
@@ -57,6 +60,8 @@ const ACTIVATION_LIMIT: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_secs(1);
 const STALL_PAUSE: Duration = Duration::from_secs(10);
 const TERMINAL_PAUSE: Duration = Duration::from_secs(60);
+/// Longest time between two reports of what a shadow was given.
+const MAX_HEARTBEAT_SECS: u64 = 86_400;
 /// At most one progress report in this time per slot.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
@@ -94,6 +99,18 @@ struct Slots {
     settings: Settings,
 }
 
+/// The slot itself, or its candidate beside: each has one job at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    Slot,
+    Candidate,
+}
+impl Lane {
+    fn of(ticket: u64) -> Self {
+        if ticket & CANDIDATE_LANE == 0 { Self::Slot } else { Self::Candidate }
+    }
+}
+
 enum Internal {
     Slot(SlotName, Event),
     /// The release envelope came: to be judged by the trust in force now.
@@ -122,7 +139,11 @@ pub struct Updater {
     disk: Option<DurableSlots<Slots>>,
     doc: Slots,
     fetcher: Arc<Fetcher>,
-    jobs: HashMap<SlotName, AbortHandle>,
+    jobs: HashMap<(SlotName, Lane), AbortHandle>,
+    zones: Zones,
+    /// Shadows as they were last reported.
+    shadows: BTreeMap<SlotName, (u64, u64)>,
+    shadows_at: Instant,
     /// One test at a time: two would measure each other's load and share the memory meant for one.
     tests: Arc<Semaphore>,
     internal: (mpsc::UnboundedSender<Internal>, mpsc::UnboundedReceiver<Internal>),
@@ -194,6 +215,9 @@ impl Updater {
             doc,
             fetcher,
             jobs: HashMap::new(),
+            zones: Zones::default(),
+            shadows: BTreeMap::new(),
+            shadows_at: now,
             tests: Arc::new(Semaphore::new(1)),
             internal: mpsc::unbounded_channel(),
             origin: now,
@@ -226,6 +250,7 @@ impl Updater {
             let wanted = self.doc.slots.get(&slot).and_then(|state| state.wanted.as_ref());
             if let Some(wanted) = wanted {
                 self.world.host.thresholds(&slot, wanted.thresholds.clone());
+                self.world.host.slower(&slot, wanted.slower_percent);
             }
             self.dispatch(slot, Event::Started).await;
         }
@@ -260,14 +285,22 @@ impl Updater {
         if whole {
             self.lost = None;
         }
-        let at = (self.config.clock)();
         let trust = self.trust.trust();
+        let slots = self.doc.slots.iter().map(|(name, slot)| {
+            let mut report = slot.report();
+            if let Some(candidate) = &mut report.candidate
+                && let Some(shadow) = self.world.host.shadowed(name)
+            {
+                (candidate.mirrored, candidate.shed) = (shadow.mirrored, shadow.shed);
+            }
+            (name.clone(), report)
+        });
         self.world.reports.reported(DeviceReport {
             generation: trust.generation,
             trust_version: trust.trust.version,
             floor: trust.floor,
             nonce: trust.nonce.clone(),
-            slots: self.doc.slots.iter().map(|(name, slot)| (name.clone(), slot.report(at))).collect(),
+            slots: slots.collect(),
             refused: self.refused.clone().or_else(|| self.lost.clone()),
         });
     }
@@ -309,10 +342,27 @@ impl Updater {
             .map(|(name, _)| name.clone())
             .collect();
         for slot in on_probation {
-            if let SlotHealth::Bad(reason) = self.world.host.health(&slot) {
-                self.dispatch(slot, Event::HealthBad { reason }).await;
+            if let SlotHealth::Bad { code, reason } = self.world.host.health(&slot) {
+                self.dispatch(slot, Event::HealthBad { code, reason }).await;
             }
         }
+        if self.stalled.is_empty() {
+            // Otherwise one look a second would wait behind the full disk.
+            self.look_at_shadows(now).await;
+            self.look_at_windows().await;
+        }
+        self.tell_terminals(now).await;
+    }
+
+    /// Every second, so that no jump of the clock matters for longer.
+    async fn look_at_windows(&mut self) {
+        let windowed = self.doc.slots.iter().filter(|(_, slot)| slot.minds_window());
+        for slot in windowed.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.dispatch(slot, Event::WindowLooked).await;
+        }
+    }
+
+    async fn tell_terminals(&mut self, now: Instant) {
         if now >= self.terminals_at {
             self.terminals_at = now + TERMINAL_PAUSE;
             let waiting: Vec<_> = self
@@ -329,6 +379,30 @@ impl Updater {
         }
     }
 
+    /// Ends shadows that misbehave, and has their counts reported once per heartbeat.
+    async fn look_at_shadows(&mut self, now: Instant) {
+        let mut counts = BTreeMap::new();
+        for slot in self.doc.slots.keys().cloned().collect::<Vec<_>>() {
+            let Some(shadow) = self.world.host.shadowed(&slot) else { continue };
+            // Whatever came too late to be stopped: no shadow runs that is not wanted.
+            let candidate = self.doc.slots.get(&slot).and_then(|state| state.candidate.as_ref());
+            if !candidate.is_some_and(Candidate::may_run) {
+                self.world.host.stop_shadow(&slot).await;
+                continue;
+            }
+            counts.insert(slot.clone(), (shadow.mirrored, shadow.shed.values().sum()));
+            if let SlotHealth::Bad { code, reason } = shadow.health {
+                self.dispatch(slot, Event::ShadowBad { code, reason }).await;
+            }
+        }
+        let heartbeat = Duration::from_secs(self.doc.settings.heartbeat_secs.clamp(1, MAX_HEARTBEAT_SECS));
+        if counts != self.shadows && now.duration_since(self.shadows_at) >= heartbeat {
+            self.shadows_at = now;
+            self.shadows = counts;
+            self.dirty = true;
+        }
+    }
+
     async fn internal(&mut self, internal: Internal) {
         match internal {
             Internal::Slot(slot, event) => self.dispatch(slot, event).await,
@@ -338,10 +412,8 @@ impl Updater {
                 self.dispatch(slot, event).await;
             }
             Internal::Release { slot, ticket, raw } => {
-                let assigned = match self.doc.slots.get(&slot).map(|state| &state.work) {
-                    Some(Work::Busy(target)) => target.assigned.clone(),
-                    _ => return,
-                };
+                let assigned = self.doc.slots.get(&slot).and_then(|state| state.assigned(ticket).cloned());
+                let Some(assigned) = assigned else { return };
                 let event = match self.trust.trust().check_release(&raw, &assigned, &self.config.hardware) {
                     Ok(release) => Event::ReleaseChecked { ticket, release },
                     Err(e) => self.failed(ticket, Problem::new(RefusalCode::from(&e), chain(&e))),
@@ -356,9 +428,18 @@ impl Updater {
         Event::StepFailed { ticket, refusal, jitter: rand::rng().random_range(0..1_000) }
     }
 
-    fn now(&self) -> Now {
+    /// The moment as `event` finds it in `slot`: by the window it brings, or the one in force.
+    fn now(&mut self, slot: &SlotState, event: &Event) -> Now {
         let steady_ms = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { wall: (self.config.clock)(), steady_ms }
+        let wall = (self.config.clock)();
+        let wanted = match event {
+            Event::Desired { slot, .. } => Some(&**slot),
+            _ => slot.wanted.as_ref(),
+        };
+        let window = wanted.and_then(|wanted| wanted.window.as_ref());
+        let rules = window.and_then(|window| self.zones.rules(&window.zone));
+        let at = believed(wall, self.trust.trust().floor);
+        Now { wall, steady_ms, gate: Gate::of(window, rules, at) }
     }
 
     /// One event, its effects, and the events that these answer with at once.
@@ -374,7 +455,8 @@ impl Updater {
                 continue; // the late word of a job: it must not bring a removed slot back
             }
             let state = before.clone().unwrap_or_default();
-            let (next, effects) = step(&state, &slot, event.clone(), self.now());
+            let now = self.now(&state, &event);
+            let (next, effects) = step(&state, &slot, event.clone(), now);
             self.doc.slots.insert(slot.clone(), next);
             for effect in effects {
                 if effect == Effect::Persist {
@@ -420,104 +502,6 @@ impl Updater {
                 result
             }
             Err(source) => Err(SaveError::Write { path, source }),
-        }
-    }
-
-    /// Failpoint after each durable marker, by the phase it marks.
-    fn persisted(&self, slot: &SlotName) {
-        failpoint::hit(match self.doc.slots.get(slot).map(SlotState::phase) {
-            None | Some(Phase::Idle) => "persisted.idle",
-            Some(Phase::Fetching) => "persisted.fetching",
-            Some(Phase::Verified | Phase::Testing) => "persisted.testing",
-            Some(Phase::Switching) => "persisted.switching",
-            Some(Phase::Probation) => "persisted.probation",
-            Some(Phase::Committed | Phase::Deferred | Phase::Shadowing) => "persisted.committed",
-            Some(_) => "persisted.failed",
-        });
-    }
-
-    /// Performs one effect; an answer that is there at once is returned.
-    async fn perform(&mut self, slot: &SlotName, effect: Effect) -> Option<Event> {
-        match effect {
-            Effect::Persist => {}
-            Effect::Report => self.dirty = true,
-            Effect::StopJob => {
-                if let Some(job) = self.jobs.remove(slot) {
-                    job.abort();
-                }
-            }
-            Effect::StartTimer { ticket, after } => self.start_timer(slot, ticket, after),
-            Effect::FetchRelease { ticket, assigned } => self.fetch_release(slot, ticket, assigned),
-            Effect::FetchManifest { ticket, bundle } => self.fetch_manifest(slot, ticket, bundle),
-            Effect::FetchBlobs { ticket, bundle } => self.fetch_blobs(slot, ticket, bundle),
-            Effect::RunTest { ticket, bundle } => self.run_test(slot, ticket, bundle),
-            Effect::Switch { ticket, to } => {
-                if std::mem::take(&mut self.dirty) {
-                    self.report(); // loading may take a while: people should see what it does
-                }
-                failpoint::hit("switch.before");
-                let result = self.activate(slot, &to).await;
-                failpoint::hit("switch.after");
-                return Some(match result {
-                    Ok(()) => Event::Switched { ticket },
-                    Err(refusal) => {
-                        Event::StepFailed { ticket, refusal, jitter: rand::rng().random_range(0..1_000) }
-                    }
-                });
-            }
-            Effect::Activate(bundle) => {
-                failpoint::hit("activate.before");
-                if let Err(refusal) = self.activate(slot, &bundle).await {
-                    tracing::error!(%slot, bundle = %bundle.name, reason = refusal.message, "bundle does not run");
-                    return Some(Event::ActivateFailed { refusal });
-                }
-            }
-            Effect::Deactivate => self.world.host.deactivate(slot).await,
-            Effect::Terminal(report) => return self.terminal(report).await,
-            Effect::CollectGarbage => {
-                let kept: Vec<_> = self.doc.slots.values().flat_map(SlotState::kept).collect();
-                let store = self.fetcher.store.clone();
-                match tokio::task::spawn_blocking(move || store.collect(kept.into_iter())).await {
-                    Ok(Ok(0)) => {}
-                    Ok(Ok(bytes)) => tracing::info!(bytes, "collected bundles nobody names"),
-                    Ok(Err(e)) => tracing::warn!(reason = %e, "garbage collection failed"),
-                    Err(e) => tracing::warn!(reason = %e, "garbage collection failed"),
-                }
-            }
-        }
-        None
-    }
-
-    async fn activate(&self, slot: &SlotName, bundle: &Bundle) -> Result<(), Refusal> {
-        let (store, digest) = (self.fetcher.store.clone(), bundle.digest);
-        let manifest = tokio::task::spawn_blocking(move || store.loadable(digest))
-            .await
-            .map_err(|e| self.refusal(RefusalCode::ActivationFailed, e.to_string()))?
-            .map_err(|e| self.refusal(RefusalCode::ActivationFailed, chain(&e)))?;
-        let files = self.fetcher.store.files(bundle.digest);
-        let (name, attempt) = (bundle.name.clone(), bundle.attempt.clone());
-        let done = self.world.host.activate(slot, files, manifest, name, bundle.digest, attempt);
-        match tokio::time::timeout(ACTIVATION_LIMIT, done).await {
-            Ok(result) => result,
-            Err(_) => {
-                let said = format!("`{}` was not ready after {} s", bundle.name, ACTIVATION_LIMIT.as_secs());
-                Err(self.refusal(RefusalCode::ActivationFailed, said))
-            }
-        }
-    }
-
-    async fn terminal(&self, report: edgefleet_shared::telemetry::batch::TerminalReport) -> Option<Event> {
-        failpoint::hit("terminal.before");
-        let (attempt, phase) = (report.target.attempt.clone(), report.phase);
-        match self.world.reports.terminal(report).await {
-            Ok(()) => {
-                failpoint::hit("terminal.after");
-                Some(Event::Acked { attempt, phase })
-            }
-            Err(e) => {
-                tracing::warn!(reason = format!("{e:#}"), "terminal report waits for the outbox");
-                None
-            }
         }
     }
 }

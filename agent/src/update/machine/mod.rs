@@ -5,20 +5,33 @@
 //! first effect is [`Effect::Persist`], and nothing after it may happen before it is on disk. A newer
 //! desired state replaces whatever is under way; no handshake cancels anything.
 //!
+//! A candidate has a lane of its own beside ([`Candidate`]): it goes the same way up to its test, and
+//! then runs in the active bundle's shadow while the slot has nothing else to do. A maintenance window
+//! ([`Gate`]) holds up steps towards another bundle, never the way back.
+//!
 //! Going back needs no network: `previous` stays on disk and is never overwritten while the active
 //! bundle is provisional. Three process starts that did not live to the end of probation send the
 //! fourth back to it.
 
+mod candidate;
 mod state;
+mod target;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_beside;
+mod window;
 
-pub use state::{Bundle, Failed, Meter, Now, Provisional, SlotState, Step, Target, Work};
+pub use candidate::{Candidate, Standing};
+pub use state::{Bundle, Failed, Meter, Now, Provisional, SlotState, Work};
+pub use target::{Step, Target};
+pub use window::Gate;
 
 use edgefleet_shared::{
-    desired::{Assigned, SlotDesired},
+    desired::{Assigned, ShadowSettings, SlotDesired},
+    digest::BundleDigest,
     ids::{AttemptId, SlotName},
-    reported::{Installed, Phase, Refusal, RefusalCode, Retry},
+    reported::{Installed, Phase, Refusal, RefusalCode},
     telemetry::batch::TerminalReport,
     trust::Release,
 };
@@ -28,18 +41,13 @@ use std::time::Duration;
 pub const MAX_FAILED_BOOTS: u32 = 3;
 /// Process starts that may find a test unfinished: a candidate's test must not keep killing the agent.
 const MAX_TEST_BOOTS: u32 = 5;
-/// Content that does not match its digest is fetched anew this often: damage, not attack.
-const MAX_CORRUPT: u32 = 3;
-/// Source: research on fleet control, retry table: 10 downloads, 60 s doubling to 1 h.
-const MAX_DOWNLOAD_TRIES: u32 = 10;
-const FIRST_RETRY: Duration = Duration::from_secs(60);
-const LONGEST_RETRY: Duration = Duration::from_secs(3_600);
-const MAX_PROBE_TRIES: u32 = 3;
-const MAX_SWITCH_TRIES: u32 = 1;
 /// Longest probation a desired state may ask for.
 const LONGEST_PROBATION_SECS: u64 = 7 * 86_400;
 /// Terminal reports kept while the outbox cannot take them; the oldest goes first.
 const MAX_UNACKED: usize = 64;
+
+/// Set in tickets of the candidate's jobs and timers.
+pub const CANDIDATE_LANE: u64 = 1 << 63;
 
 /// What happened. `ticket` names the job or timer that answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +59,7 @@ pub enum Event {
     /// The controller wants this of the slot, in an accepted desired state.
     Desired {
         generation: u64,
-        slot: SlotDesired,
+        slot: Box<SlotDesired>,
     },
     /// The accepted desired state no longer has the slot.
     Removed {
@@ -98,8 +106,16 @@ pub enum Event {
     },
     /// The provisional bundle misbehaves.
     HealthBad {
+        code: RefusalCode,
         reason: String,
     },
+    /// The candidate misbehaves as a shadow.
+    ShadowBad {
+        code: RefusalCode,
+        reason: String,
+    },
+    /// Time has passed, or the clock jumped: the window is looked at again.
+    WindowLooked,
     /// A bundle that [`Effect::Activate`] named does not run.
     ActivateFailed {
         refusal: Refusal,
@@ -121,6 +137,8 @@ pub enum Effect {
     Persist,
     /// End the slot's running job and timer, if any.
     StopJob,
+    /// The same of its candidate.
+    StopCandidateJob,
     FetchRelease {
         ticket: u64,
         assigned: Assigned,
@@ -147,6 +165,15 @@ pub enum Effect {
     Activate(Bundle),
     /// Serve nothing in this slot.
     Deactivate,
+    /// Run this bundle in the shadow of the active one; answers with `Switched` or `StepFailed`.
+    /// Idempotent; the same bundle with other settings costs no load.
+    Shadow {
+        ticket: u64,
+        bundle: Bundle,
+        settings: ShadowSettings,
+    },
+    /// No shadow from now on.
+    StopShadow,
     StartTimer {
         ticket: u64,
         after: Duration,
@@ -161,6 +188,7 @@ pub fn step(state: &SlotState, name: &SlotName, event: Event, now: Now) -> (Slot
     let mut run = Run { next: state.clone(), name, now, effects: vec![] };
     run.count_time(matches!(event, Event::Started));
     run.on(event);
+    run.tend_candidate();
     let Run { next, mut effects, .. } = run;
     if durable(&next) != durable(state) {
         effects.insert(0, Effect::Persist);
@@ -170,11 +198,14 @@ pub fn step(state: &SlotState, name: &SlotName, event: Event, now: Now) -> (Slot
 
 /// The state without what may be lost in a power cut: meters, progress, tickets of dead jobs.
 fn durable(state: &SlotState) -> SlotState {
-    let mut bare = SlotState { ticket: 0, mark_ms: 0, ..state.clone() };
+    let mut bare = SlotState { ticket: 0, lane_ticket: 0, mark_ms: 0, ..state.clone() };
+    bare.last_candidate_error = None;
     if let Some(provisional) = &mut bare.provisional {
         provisional.meter = Meter::default();
     }
-    if let Work::Busy(target) = &mut bare.work {
+    let target = if let Work::Busy(target) = &mut bare.work { Some(target) } else { None };
+    let candidate = bare.candidate.as_mut().map(|candidate| &mut candidate.target);
+    for target in target.into_iter().chain(candidate) {
         target.meter = Meter::default();
         (target.done_bytes, target.total_bytes, target.tries) = (0, 0, 0);
         target.test_begun = false;
@@ -202,21 +233,42 @@ impl Run<'_> {
         if let Work::Busy(target) = &mut self.next.work {
             target.meter.spent_ms += passed;
         }
+        if let Some(candidate) = self.next.candidate.as_mut().filter(|c| !c.told) {
+            candidate.target.meter.spent_ms += passed;
+        }
     }
 
     fn on(&mut self, event: Event) {
         match event {
             Event::Started => self.started(),
             Event::Stopping => self.stopping(),
-            Event::Desired { generation, slot } => self.desired(generation, slot),
+            Event::Desired { generation, slot } => self.desired(generation, *slot),
             Event::Removed { generation } => self.removed(generation),
             Event::Acked { attempt, phase } => self.acked(&attempt, phase),
-            Event::HealthBad { reason } => {
+            Event::HealthBad { code, reason } => {
                 if self.next.provisional.is_some() {
-                    self.go_back(RefusalCode::Unhealthy, reason);
+                    self.go_back(code, reason);
                 }
             }
+            Event::ShadowBad { code, reason } => self.shadow_bad(code, reason),
+            Event::WindowLooked => self.window_looked(),
             Event::ActivateFailed { refusal } => self.activate_failed(refusal),
+            Event::ReleaseChecked { ticket, .. }
+            | Event::ManifestReady { ticket }
+            | Event::Progress { ticket, .. }
+            | Event::BlobsReady { ticket }
+            | Event::Fetched { ticket, .. }
+            | Event::StepFailed { ticket, .. }
+            | Event::TestBegun { ticket }
+            | Event::Tested { ticket }
+            | Event::Switched { ticket }
+            | Event::TimerFired { ticket }
+                if ticket & CANDIDATE_LANE != 0 =>
+            {
+                if ticket == CANDIDATE_LANE | self.next.lane_ticket {
+                    self.on_candidate(event);
+                }
+            }
             Event::ReleaseChecked { ticket, .. }
             | Event::ManifestReady { ticket }
             | Event::Progress { ticket, .. }
@@ -242,15 +294,9 @@ impl Run<'_> {
         }
         match (target.step, event) {
             (Step::Release, Event::ReleaseChecked { release, .. }) => {
-                let bundle = Bundle {
-                    name: release.bundle,
-                    digest: release.manifest,
-                    length: release.length,
-                    release: target.assigned.release,
-                    attempt: target.assigned.attempt.clone(),
-                };
-                target.bundle = Some(bundle.clone());
-                self.known(bundle);
+                let tested = target.tested.take();
+                let bundle = target.checked(release);
+                self.known(bundle, tested);
             }
             (Step::Manifest, Event::ManifestReady { .. }) => self.enter(Step::Blobs),
             (Step::Blobs, Event::BlobsReady { .. }) => self.enter(Step::Testing),
@@ -260,31 +306,23 @@ impl Run<'_> {
             }
             (Step::Testing, Event::Tested { .. }) => self.enter(Step::Switching),
             (Step::Switching, Event::Switched { .. }) => self.switched(),
-            (
-                Step::Release | Step::Manifest | Step::Blobs,
-                Event::Progress { done_bytes, total_bytes, .. },
-            ) => {
-                if done_bytes > target.done_bytes {
-                    target.tries = 0;
-                }
-                (target.done_bytes, target.total_bytes) = (done_bytes, total_bytes);
-                self.effects.push(Effect::Report);
-            }
-            (Step::Release | Step::Manifest | Step::Blobs, Event::Fetched { bytes, .. }) => {
-                target.meter.fetched_bytes += bytes;
-            }
             (_, Event::StepFailed { refusal, jitter, .. }) => self.step_failed(refusal, jitter),
-            _ => {}
+            (_, event) => {
+                if target.counts(&event) {
+                    self.effects.push(Effect::Report);
+                }
+            }
         }
     }
 
-    /// The release names the bundle: perhaps it is here already.
-    fn known(&mut self, bundle: Bundle) {
+    /// The release names the bundle: perhaps it is here already, or went through its test as the
+    /// candidate.
+    fn known(&mut self, bundle: Bundle, tested: Option<BundleDigest>) {
         let same = |here: &Option<Bundle>| here.as_ref().is_some_and(|h| h.digest == bundle.digest);
         if same(&self.next.active) {
             // The same bytes under a newly signed release.
             self.settle(bundle);
-        } else if same(&self.next.previous) {
+        } else if same(&self.next.previous) || tested == Some(bundle.digest) {
             self.enter(Step::Switching);
         } else {
             self.enter(Step::Manifest);
@@ -310,6 +348,7 @@ impl Run<'_> {
             Work::Busy(target) if target.step == Step::Switching && !target.waiting => return,
             Work::Busy(target) if target.assigned.release == wanted.release => {
                 let again = target.assigned.attempt != wanted.attempt && target.waiting;
+                let deferred = target.deferred.is_some();
                 if let Some(bundle) = &mut target.bundle {
                     bundle.attempt = wanted.attempt.clone();
                 }
@@ -320,6 +359,8 @@ impl Run<'_> {
                     let step = target.step;
                     self.effects.push(Effect::StopJob);
                     self.enter(step);
+                } else if deferred {
+                    self.window_looked(); // another window may have come with it
                 }
                 return;
             }
@@ -332,20 +373,17 @@ impl Run<'_> {
             }
             return;
         }
-        self.next.work = Work::Busy(Target {
-            assigned: wanted,
-            bundle: None,
-            step: Step::Release,
-            waiting: false,
-            done_bytes: 0,
-            total_bytes: 0,
-            meter: Meter::default(),
-            tries: 0,
-            corrupt: 0,
-            switch_tries: 0,
-            boots: 0,
-            test_begun: false,
-        });
+        let mut target = Target::new(wanted);
+        if let Some(candidate) = &self.next.candidate
+            && candidate.is_tested()
+            && candidate.target.assigned.release == target.assigned.release
+        {
+            // Its files are here and stay; its release is checked once more, by the trust of today.
+            target.tested = candidate.target.bundle.as_ref().map(|b| b.digest);
+            let attempt = target.assigned.attempt.clone();
+            target.bundle = candidate.target.bundle.clone().map(|b| Bundle { attempt, ..b });
+        }
+        self.next.work = Work::Busy(target);
         self.next.last_error = None;
         self.effects.push(Effect::StopJob);
         self.enter(Step::Release);
@@ -386,10 +424,12 @@ impl Run<'_> {
         if generation < self.next.generation {
             return;
         }
+        self.drop_candidate();
         let gone = SlotState {
             generation,
             unacked: std::mem::take(&mut self.next.unacked),
             ticket: self.next.ticket + 1,
+            lane_ticket: self.next.lane_ticket + 1,
             mark_ms: self.next.mark_ms,
             ..SlotState::default()
         };
@@ -406,28 +446,19 @@ impl Run<'_> {
         }
     }
 
-    /// Starts `step` of the present target: the marker is durable before the work begins.
+    /// Starts `step` of the present target, if the window lets it: the marker is durable before the
+    /// work begins.
     fn enter(&mut self, step: Step) {
+        let held = self.now.gate.holds(step);
         let Work::Busy(target) = &mut self.next.work else { return };
-        if target.step != step {
-            (target.tries, target.boots) = (0, 0);
-        }
-        target.step = step;
-        (target.waiting, target.test_begun) = (false, false);
         self.next.ticket += 1;
-        let ticket = self.next.ticket;
-        let job = match (step, target.bundle.clone()) {
-            (Step::Manifest, Some(bundle)) => Effect::FetchManifest { ticket, bundle },
-            (Step::Blobs, Some(bundle)) => Effect::FetchBlobs { ticket, bundle },
-            (Step::Testing, Some(bundle)) => Effect::RunTest { ticket, bundle },
-            (Step::Switching, Some(to)) => Effect::Switch { ticket, to },
-            // Without a checked release every step starts at the release.
-            (Step::Release, _) | (_, None) => {
-                target.step = Step::Release;
-                Effect::FetchRelease { ticket, assigned: target.assigned.clone() }
-            }
-        };
-        self.effects.extend([Effect::Report, job]);
+        let job = target.begin(step, self.next.ticket);
+        if let Some(held) = held {
+            (target.waiting, target.deferred) = (true, Some(held));
+            self.effects.extend([Effect::StopJob, Effect::Report]);
+        } else {
+            self.effects.extend([Effect::Report, job]);
+        }
     }
 
     fn switched(&mut self) {
@@ -485,33 +516,11 @@ impl Run<'_> {
     fn step_failed(&mut self, refusal: Refusal, jitter: u32) {
         let Work::Busy(target) = &mut self.next.work else { return };
         let switching = target.step == Step::Switching;
-        let corrupt = matches!(refusal.code, RefusalCode::DigestMismatch | RefusalCode::SizeMismatch);
-        let (count, limit) = match (refusal.retry, target.step) {
-            (Retry::Never, _) => (0, 0),
-            _ if refusal.code.phase() == Phase::VerifyFailed => (0, 0),
-            _ if corrupt => {
-                target.corrupt += 1;
-                (target.corrupt, MAX_CORRUPT)
-            }
-            (Retry::Now | Retry::Later, Step::Switching) => {
-                // Perhaps its files were damaged: verified, completed and tested before the next try.
-                target.switch_tries += 1;
-                target.step = Step::Manifest;
-                (target.switch_tries, MAX_SWITCH_TRIES)
-            }
-            (Retry::Now | Retry::Later, step) => {
-                target.tries += 1;
-                let download = step != Step::Testing;
-                (target.tries, if download { MAX_DOWNLOAD_TRIES } else { MAX_PROBE_TRIES })
-            }
-        };
-        if count == 0 || count > limit {
+        let Some(after) = target.another_try(&refusal, jitter) else {
             return self.fail(refusal, switching);
-        }
-        (target.waiting, target.test_begun) = (true, false);
+        };
         self.next.ticket += 1;
         let ticket = self.next.ticket;
-        let after = if refusal.retry == Retry::Now { Duration::ZERO } else { backoff(count, jitter) };
         self.next.last_error = Some(refusal);
         self.effects.extend([Effect::Report, Effect::StartTimer { ticket, after }]);
         if switching {
@@ -525,11 +534,7 @@ impl Run<'_> {
     /// `switching`: the server may have been touched.
     fn fail(&mut self, refusal: Refusal, switching: bool) {
         let Work::Busy(target) = std::mem::take(&mut self.next.work) else { return };
-        let installed = Installed {
-            bundle: target.assigned.bundle.clone(),
-            digest: target.bundle.as_ref().map(|b| b.digest),
-            attempt: target.assigned.attempt.clone(),
-        };
+        let installed = target.installed();
         let refusal = self.about(refusal, &installed);
         self.next.ticket += 1;
         self.next.last_error = None;
@@ -614,7 +619,8 @@ impl Run<'_> {
         self.effects.extend(unacked.into_iter().map(Effect::Terminal));
         match &mut self.next.work {
             Work::Busy(target) => {
-                target.boots += 1;
+                // Waiting for its window it did nothing that could have brought the agent down.
+                target.boots += u32::from(target.deferred.is_none());
                 let (step, boots) = (target.step, target.boots);
                 if step == Step::Switching && boots > MAX_FAILED_BOOTS {
                     let said = format!("{MAX_FAILED_BOOTS} starts in a row ended while switching to it");
@@ -633,6 +639,7 @@ impl Run<'_> {
                 self.effects.push(Effect::Report);
             }
         }
+        self.candidate_started();
         self.effects.push(Effect::CollectGarbage);
     }
 
@@ -650,6 +657,7 @@ impl Run<'_> {
             target.boots = target.boots.saturating_sub(1);
         }
         self.effects.push(Effect::StopJob);
+        self.candidate_stopping();
     }
 
     fn acked(&mut self, attempt: &AttemptId, phase: Phase) {
@@ -687,11 +695,4 @@ impl Run<'_> {
             ..refusal
         }
     }
-}
-
-/// 60 s, doubling to 1 h, plus up to a quarter of it.
-fn backoff(tries: u32, jitter: u32) -> Duration {
-    let doubled = FIRST_RETRY.saturating_mul(1 << tries.saturating_sub(1).min(10));
-    let base = doubled.min(LONGEST_RETRY);
-    base + base * jitter.min(1_000) / 4_000
 }

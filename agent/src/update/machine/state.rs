@@ -1,10 +1,11 @@
 //! What a slot remembers. The whole of it is durable; nothing is inferred from files.
 
+use super::{CANDIDATE_LANE, Candidate, Gate, Standing, Step, Target, candidate};
 use edgefleet_shared::{
     desired::{Assigned, SlotDesired},
     digest::{BundleDigest, EnvelopeDigest},
     ids::{AttemptId, BundleName},
-    reported::{Installed, Phase, Progress, Refusal, RefusalCode, SlotReport},
+    reported::{Installed, Phase, Refusal, SlotReport},
     telemetry::batch::TerminalReport,
     time::Timestamp,
 };
@@ -33,31 +34,8 @@ pub struct Now {
     pub wall: Timestamp,
     /// Milliseconds since this process started; never jumps.
     pub steady_ms: u64,
-}
-
-/// The bundle a slot moves to, and how far that came.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Target {
-    pub assigned: Assigned,
-    /// Known once the release was checked.
-    pub bundle: Option<Bundle>,
-    pub step: Step,
-    /// A retry timer runs; nothing else does.
-    pub waiting: bool,
-    pub done_bytes: u64,
-    pub total_bytes: u64,
-    pub meter: Meter,
-    /// Failed tries of the present step since it last made progress.
-    pub tries: u32,
-    /// Content that came whole and was not what its digest says.
-    pub corrupt: u32,
-    /// Swaps that failed.
-    pub switch_tries: u32,
-    /// Process starts that found this step unfinished.
-    pub boots: u32,
-    /// The test itself runs; until then the bundle is whole and verified, and waits for its turn.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub test_begun: bool,
+    /// The slot's maintenance window, by the desired state that is coming in or in force.
+    pub gate: Gate,
 }
 
 /// What an attempt has cost so far.
@@ -65,25 +43,6 @@ pub struct Target {
 pub struct Meter {
     pub spent_ms: u64,
     pub fetched_bytes: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    Release,
-    Manifest,
-    Blobs,
-    Testing,
-    Switching,
-}
-impl Step {
-    pub fn phase(self) -> Phase {
-        match self {
-            Self::Release | Self::Manifest | Self::Blobs => Phase::Fetching,
-            Self::Testing => Phase::Testing,
-            Self::Switching => Phase::Switching,
-        }
-    }
 }
 
 /// What became of a target that is not the active bundle. Remembered so that a reboot or a new
@@ -136,50 +95,45 @@ pub struct SlotState {
     pub ticket: u64,
     /// Steady clock at the last step, milliseconds.
     pub mark_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Candidate>,
+    /// The last trouble of the candidate that did not end its attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_candidate_error: Option<Refusal>,
+    /// As `ticket`, for the candidate, without [`CANDIDATE_LANE`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lane_ticket: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl SlotState {
     pub fn phase(&self) -> Phase {
         match &self.work {
+            Work::Busy(target) if target.deferred.is_some() => Phase::Deferred,
             Work::Busy(target) if target.step == Step::Testing && !target.test_begun => Phase::Verified,
             Work::Busy(target) => target.step.phase(),
             Work::Failed(failed) => failed.refusal.code.phase(),
             Work::Settled if self.active.is_none() => Phase::Idle,
             Work::Settled if self.provisional.is_some() => Phase::Probation,
-            Work::Settled if self.deferred().is_some() => Phase::Deferred,
             Work::Settled => Phase::Committed,
         }
     }
 
-    /// A candidate that was asked for and does not run: this version serves no shadows.
-    pub fn deferred(&self) -> Option<&Assigned> {
-        self.wanted.as_ref()?.candidate.as_ref()
-    }
-
-    pub fn report(&self, at: Timestamp) -> SlotReport {
-        let installed = |assigned: &Assigned| Installed {
-            bundle: assigned.bundle.clone(),
-            digest: None,
-            attempt: assigned.attempt.clone(),
-        };
-        let (target, progress) = match &self.work {
-            Work::Busy(target) => {
-                let known = target.bundle.as_ref().map(Bundle::installed);
-                let progress = (target.total_bytes > 0)
-                    .then_some(Progress { done_bytes: target.done_bytes, total_bytes: target.total_bytes });
-                (Some(known.unwrap_or_else(|| installed(&target.assigned))), progress)
-            }
-            Work::Failed(failed) => (Some(failed.target.clone()), None),
-            Work::Settled if self.phase() == Phase::Deferred => (self.deferred().map(installed), None),
-            Work::Settled => (None, None),
+    /// The counts of a running candidate are the server's to add.
+    pub fn report(&self) -> SlotReport {
+        let (target, progress, deferred) = match &self.work {
+            Work::Busy(target) => (Some(target.installed()), target.progress(), target.deferred),
+            Work::Failed(failed) => (Some(failed.target.clone()), None, None),
+            Work::Settled => (None, None, None),
         };
         let last_error = match &self.work {
             Work::Failed(failed) => Some(failed.refusal.clone()),
-            Work::Settled if self.phase() == Phase::Deferred => {
-                self.last_error.clone().or_else(|| self.deferred().map(|c| no_shadow(c, self.generation, at)))
-            }
-            _ => self.last_error.clone(),
+            Work::Busy(_) | Work::Settled => self.last_error.clone(),
         };
+        let candidate = self.candidate.as_ref();
         SlotReport {
             phase: self.phase(),
             active: self.active.as_ref().map(Bundle::installed),
@@ -187,6 +141,26 @@ impl SlotState {
             target,
             progress,
             last_error,
+            candidate: candidate.map(|candidate| candidate.report(self.last_candidate_error.as_ref())),
+            deferred: deferred.or_else(|| candidate.and_then(candidate::deferred)),
+        }
+    }
+
+    /// Whether looking at the window could change something.
+    pub fn minds_window(&self) -> bool {
+        let windowed = self.wanted.as_ref().is_some_and(|wanted| wanted.window.is_some());
+        let fetches = |candidate: &Candidate| {
+            candidate.target.step != Step::Switching && !matches!(candidate.standing, Standing::Failed(_))
+        };
+        windowed && (matches!(self.work, Work::Busy(_)) || self.candidate.as_ref().is_some_and(fetches))
+    }
+
+    /// The assignment that a job of this ticket's lane works on.
+    pub fn assigned(&self, ticket: u64) -> Option<&Assigned> {
+        match &self.work {
+            _ if ticket & CANDIDATE_LANE != 0 => self.candidate.as_ref().map(|c| &c.target.assigned),
+            Work::Busy(target) => Some(&target.assigned),
+            Work::Settled | Work::Failed(_) => None,
         }
     }
 
@@ -198,18 +172,9 @@ impl SlotState {
             Work::Busy(t) => Some((t.assigned.release, t.bundle.as_ref().map(|b| b.digest))),
             Work::Settled | Work::Failed(_) => None,
         };
-        bundles.map(|b| (b.release, Some(b.digest))).chain(target)
-    }
-}
-
-fn no_shadow(candidate: &Assigned, generation: u64, at: Timestamp) -> Refusal {
-    Refusal {
-        code: RefusalCode::Unknown,
-        retry: RefusalCode::Unknown.retry(),
-        message: format!("`{}` waits: this agent cannot run a shadow", candidate.bundle),
-        subject: Some(candidate.bundle.to_string()),
-        attempt: Some(candidate.attempt.clone()),
-        generation: Some(generation),
-        at,
+        let candidate = self.candidate.as_ref().filter(|c| !matches!(c.standing, Standing::Failed(_)));
+        let candidate = candidate.map(|c| &c.target);
+        let candidate = candidate.map(|t| (t.assigned.release, t.bundle.as_ref().map(|b| b.digest)));
+        bundles.map(|b| (b.release, Some(b.digest))).chain(target).chain(candidate)
     }
 }

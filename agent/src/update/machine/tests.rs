@@ -3,15 +3,16 @@ use edgefleet_shared::{
     desired::Assigned,
     digest::{BundleDigest, EnvelopeDigest},
     ids::SlotName,
-    reported::Phase,
+    maintenance::Download,
+    reported::{DeferReason, Deferred, Phase},
     time::Timestamp,
 };
 use proptest::prelude::*;
 
-fn slot_name() -> SlotName {
+pub(super) fn slot_name() -> SlotName {
     "digits".parse().unwrap()
 }
-fn assigned(counter: u64, attempt: u32) -> Assigned {
+pub(super) fn assigned(counter: u64, attempt: u32) -> Assigned {
     Assigned {
         bundle: format!("digits@{counter}").parse().unwrap(),
         release: EnvelopeDigest::of(&counter.to_le_bytes()),
@@ -19,15 +20,18 @@ fn assigned(counter: u64, attempt: u32) -> Assigned {
         attempt: AttemptId { rollout: "r".parse().unwrap(), number: attempt },
     }
 }
-fn wants(counter: u64, attempt: u32) -> SlotDesired {
+pub(super) fn wants(counter: u64, attempt: u32) -> SlotDesired {
     SlotDesired {
         active: assigned(counter, attempt),
         candidate: None,
         probation_secs: 60,
+        slower_percent: None,
         thresholds: vec![],
+        shadow: None,
+        window: None,
     }
 }
-fn release(counter: u64) -> Release {
+pub(super) fn release(counter: u64) -> Release {
     Release {
         bundle: format!("digits@{counter}").parse().unwrap(),
         manifest: BundleDigest::of(&counter.to_le_bytes()),
@@ -36,7 +40,7 @@ fn release(counter: u64) -> Release {
         issued: Timestamp::EPOCH,
     }
 }
-fn refusal(code: RefusalCode) -> Refusal {
+pub(super) fn refusal(code: RefusalCode) -> Refusal {
     Refusal {
         code,
         retry: code.retry(),
@@ -49,60 +53,61 @@ fn refusal(code: RefusalCode) -> Refusal {
 }
 
 /// A slot with a steady clock that moves a second per step.
-struct Slot {
-    state: SlotState,
+pub(super) struct Slot {
+    pub(super) state: SlotState,
+    pub(super) gate: Gate,
     clock: u64,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
 }
 impl Slot {
-    fn new() -> Self {
-        Self { state: SlotState::default(), clock: 0, effects: vec![] }
+    pub(super) fn new() -> Self {
+        Self { state: SlotState::default(), gate: Gate::Open, clock: 0, effects: vec![] }
     }
-    fn on(&mut self, event: Event) -> &mut Self {
+    pub(super) fn on(&mut self, event: Event) -> &mut Self {
         self.clock += 1_000;
-        let now = Now { wall: Timestamp::from_millis(self.clock), steady_ms: self.clock };
+        let now = Now { wall: Timestamp::from_millis(self.clock), steady_ms: self.clock, gate: self.gate };
         let (next, effects) = step(&self.state, &slot_name(), event, now);
         self.state = next;
         self.effects = effects;
         self
     }
-    fn ticket(&self) -> u64 {
+    pub(super) fn ticket(&self) -> u64 {
         self.state.ticket
     }
-    fn desire(&mut self, counter: u64, attempt: u32) -> &mut Self {
+    pub(super) fn desire(&mut self, counter: u64, attempt: u32) -> &mut Self {
         let generation = self.state.generation + 1;
-        self.on(Event::Desired { generation, slot: wants(counter, attempt) })
+        self.on(Event::Desired { generation, slot: Box::new(wants(counter, attempt)) })
     }
-    fn fetched(&mut self, counter: u64) -> &mut Self {
+    pub(super) fn fetched(&mut self, counter: u64) -> &mut Self {
         self.on(Event::ReleaseChecked { ticket: self.ticket(), release: release(counter) });
         self.on(Event::ManifestReady { ticket: self.ticket() });
         self.on(Event::BlobsReady { ticket: self.ticket() })
     }
-    fn provisional(&mut self, counter: u64, attempt: u32) -> &mut Self {
+    pub(super) fn provisional(&mut self, counter: u64, attempt: u32) -> &mut Self {
         self.desire(counter, attempt).fetched(counter);
         self.on(Event::Tested { ticket: self.ticket() });
         self.on(Event::Switched { ticket: self.ticket() })
     }
-    fn committed(&mut self, counter: u64, attempt: u32) -> &mut Self {
+    pub(super) fn committed(&mut self, counter: u64, attempt: u32) -> &mut Self {
         self.provisional(counter, attempt);
         self.on(Event::TimerFired { ticket: self.ticket() })
     }
-    fn failed(&mut self, code: RefusalCode) -> &mut Self {
+    pub(super) fn failed(&mut self, code: RefusalCode) -> &mut Self {
         self.on(Event::StepFailed { ticket: self.ticket(), refusal: refusal(code), jitter: 0 })
     }
-    fn active(&self) -> Option<u64> {
+    pub(super) fn active(&self) -> Option<u64> {
         self.state.active.as_ref().map(|b| b.name.counter)
     }
-    fn previous(&self) -> Option<u64> {
+    pub(super) fn previous(&self) -> Option<u64> {
         self.state.previous.as_ref().map(|b| b.name.counter)
     }
-    fn terminals(&self) -> Vec<(Phase, u64)> {
+    pub(super) fn terminals(&self) -> Vec<(Phase, u64)> {
         self.state.unacked.iter().map(|r| (r.phase, r.target.bundle.counter)).collect()
     }
-    fn downloads(&self) -> bool {
+    pub(super) fn downloads(&self) -> bool {
         self.effects.iter().any(|e| matches!(e, Effect::FetchManifest { .. } | Effect::FetchBlobs { .. }))
     }
-    fn tests(&self) -> bool {
+    pub(super) fn tests(&self) -> bool {
         self.effects.iter().any(|e| matches!(e, Effect::RunTest { .. }))
     }
 }
@@ -149,7 +154,7 @@ fn a_bad_bundle_goes_back_by_itself_and_is_not_tried_again() {
     let mut slot = Slot::new();
     slot.committed(1, 1).committed(2, 2).provisional(3, 3);
     assert_eq!(slot.previous(), Some(2));
-    slot.on(Event::HealthBad { reason: "9 of 10 requests failed".into() });
+    slot.on(Event::HealthBad { code: RefusalCode::Unhealthy, reason: "9 of 10 requests failed".into() });
     assert_eq!((slot.active(), slot.previous()), (Some(2), Some(1)), "and the one before is back too");
     assert_eq!(slot.state.phase(), Phase::RolledBackLocal);
     assert_eq!(slot.terminals().last(), Some(&(Phase::RolledBackLocal, 3)));
@@ -236,7 +241,7 @@ fn previous_is_never_overwritten_by_a_bundle_that_was_not_committed() {
     let mut slot = Slot::new();
     slot.committed(1, 1).provisional(2, 2).provisional(3, 3);
     assert_eq!((slot.active(), slot.previous()), (Some(3), Some(1)));
-    slot.on(Event::HealthBad { reason: "bad".into() });
+    slot.on(Event::HealthBad { code: RefusalCode::Unhealthy, reason: "bad".into() });
     assert_eq!(slot.active(), Some(1));
 }
 
@@ -304,19 +309,6 @@ fn progress_gives_new_tries_for_the_network_but_not_for_damage() {
 }
 
 #[test]
-fn a_candidate_is_deferred_with_a_reason() {
-    let mut slot = Slot::new();
-    slot.committed(1, 1);
-    let both = SlotDesired { candidate: Some(assigned(2, 2)), ..wants(1, 1) };
-    let generation = slot.state.generation + 1;
-    slot.on(Event::Desired { generation, slot: both });
-    let report = slot.state.report(Timestamp::EPOCH);
-    assert_eq!((report.phase, slot.active()), (Phase::Deferred, Some(1)));
-    assert_eq!(report.target.unwrap().bundle.counter, 2);
-    assert!(report.last_error.unwrap().message.contains("shadow"));
-}
-
-#[test]
 fn terminal_reports_stay_until_acknowledged_and_are_repeated_at_every_start() {
     let mut slot = Slot::new();
     slot.committed(1, 1);
@@ -346,7 +338,7 @@ fn a_removed_slot_serves_nothing_and_comes_back_when_wanted() {
     slot.on(Event::Removed { generation: 9 });
     assert!(slot.effects.contains(&Effect::Deactivate));
     assert_eq!((slot.active(), slot.state.phase()), (None, Phase::Idle));
-    slot.on(Event::Desired { generation: 8, slot: wants(1, 1) });
+    slot.on(Event::Desired { generation: 8, slot: Box::new(wants(1, 1)) });
     assert_eq!(slot.state.phase(), Phase::Idle, "an older generation is nothing");
     slot.desire(1, 2);
     assert_eq!(slot.state.phase(), Phase::Fetching);
@@ -360,13 +352,23 @@ fn the_stored_form_is_as_devices_have_it() {
     insta::assert_snapshot!("slot_state_v1", serde_json::to_string_pretty(&slot.state).unwrap());
 }
 
+pub(super) fn closed(download: Download) -> Gate {
+    let until = Some(Timestamp::from_secs(7_200));
+    Gate::Closed { deferred: Deferred { reason: DeferReason::Window, until }, download }
+}
+fn any_gate(is_closed: bool) -> Gate {
+    if is_closed { closed(Download::Inside) } else { Gate::Open }
+}
+
 #[derive(Clone, Debug)]
 enum Any {
     Desire { ahead: u64, counter: u64, attempt: u32, candidate: bool },
     Removed,
-    Answer { late: bool, kind: u8, counter: u64 },
-    Fail { code: usize },
+    Answer { late: bool, lane: bool, kind: u8, counter: u64 },
+    Fail { code: usize, lane: bool },
     Health,
+    ShadowBad,
+    Looked,
     ActivateFailed,
     Started,
     Stopping,
@@ -378,10 +380,13 @@ fn any_event() -> impl Strategy<Value = Any> {
         3 => (0..3u64, 1..5u64, 1..4u32, any::<bool>())
             .prop_map(|(ahead, counter, attempt, candidate)| Any::Desire { ahead, counter, attempt, candidate }),
         1 => Just(Any::Removed),
-        12 => (prop::bool::weighted(0.1), 0..8u8, 1..5u64)
-            .prop_map(|(late, kind, counter)| Any::Answer { late, kind, counter }),
-        2 => (0..RefusalCode::ALL.len()).prop_map(|code| Any::Fail { code }),
+        16 => (prop::bool::weighted(0.1), prop::bool::weighted(0.3), 0..8u8, 1..5u64)
+            .prop_map(|(late, lane, kind, counter)| Any::Answer { late, lane, kind, counter }),
+        2 => (0..RefusalCode::ALL.len(), prop::bool::weighted(0.3))
+            .prop_map(|(code, lane)| Any::Fail { code, lane }),
         1 => Just(Any::Health),
+        1 => Just(Any::ShadowBad),
+        3 => Just(Any::Looked),
         1 => Just(Any::ActivateFailed),
         2 => Just(Any::Started),
         1 => Just(Any::Stopping),
@@ -393,17 +398,15 @@ fn any_event() -> impl Strategy<Value = Any> {
 fn event_for(state: &SlotState, any: &Any) -> Event {
     match any {
         Any::Desire { ahead, counter, attempt, candidate } => {
-            let candidate = candidate.then(|| assigned(9, 9));
+            let candidate = candidate.then(|| assigned(5 - counter, 9));
             let slot = SlotDesired { candidate, ..wants(*counter, *attempt) };
-            Event::Desired { generation: (state.generation + ahead).saturating_sub(1), slot }
+            Event::Desired { generation: (state.generation + ahead).saturating_sub(1), slot: Box::new(slot) }
         }
         Any::Removed => Event::Removed { generation: state.generation + 1 },
-        Any::Answer { late, kind, counter } => {
-            let ticket = if *late { state.ticket.wrapping_sub(1) } else { state.ticket };
-            let wanted = match &state.work {
-                Work::Busy(target) => target.assigned.bundle.counter,
-                Work::Settled | Work::Failed(_) => *counter,
-            };
+        Any::Answer { late, lane, kind, counter } => {
+            let ticket = if *lane { CANDIDATE_LANE | state.lane_ticket } else { state.ticket };
+            let ticket = if *late { ticket.wrapping_sub(1) } else { ticket };
+            let wanted = state.assigned(ticket).map_or(*counter, |assigned| assigned.bundle.counter);
             match kind {
                 0 => Event::ReleaseChecked { ticket, release: release(wanted) },
                 1 => Event::ManifestReady { ticket },
@@ -415,11 +418,14 @@ fn event_for(state: &SlotState, any: &Any) -> Event {
                 _ => Event::Progress { ticket, done_bytes: *counter, total_bytes: 5 },
             }
         }
-        Any::Fail { code } => {
+        Any::ShadowBad => Event::ShadowBad { code: RefusalCode::Unhealthy, reason: "bad".into() },
+        Any::Looked => Event::WindowLooked,
+        Any::Fail { code, lane } => {
             let refusal = refusal(RefusalCode::ALL[*code]);
-            Event::StepFailed { ticket: state.ticket, refusal, jitter: 500 }
+            let ticket = if *lane { CANDIDATE_LANE | state.lane_ticket } else { state.ticket };
+            Event::StepFailed { ticket, refusal, jitter: 500 }
         }
-        Any::Health => Event::HealthBad { reason: "bad".into() },
+        Any::Health => Event::HealthBad { code: RefusalCode::Unhealthy, reason: "bad".into() },
         Any::ActivateFailed => Event::ActivateFailed { refusal: refusal(RefusalCode::ActivationFailed) },
         Any::Started => Event::Started,
         Any::Stopping => Event::Stopping,
@@ -433,13 +439,16 @@ fn event_for(state: &SlotState, any: &Any) -> Event {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
     #[test]
-    fn whatever_happens_the_invariants_hold(events in prop::collection::vec(any_event(), 1..80)) {
+    fn whatever_happens_the_invariants_hold(
+        events in prop::collection::vec(any_event(), 1..80), closed in prop::collection::vec(prop::bool::weighted(0.2), 80),
+    ) {
         let mut state = SlotState::default();
         let mut serving: Option<BundleDigest> = None; // what the shell would serve
         let mut good: Option<BundleDigest> = None; // last committed
+        let mut shadow: Option<EnvelopeDigest> = None; // what the shell would run beside
         for (n, any) in events.iter().enumerate() {
             let event = event_for(&state, any);
-            let now = Now { wall: Timestamp::from_secs(n as u64), steady_ms: n as u64 };
+            let now = Now { wall: Timestamp::from_secs(n as u64), steady_ms: n as u64, gate: any_gate(closed[n]) };
             let (next, effects) = step(&state, &slot_name(), event.clone(), now);
             prop_assert_eq!(&(next.clone(), effects.clone()), &step(&state, &slot_name(), event.clone(), now));
 
@@ -451,7 +460,14 @@ proptest! {
             }
             for effect in &effects {
                 match effect {
+                    Effect::Shadow { bundle, .. } => {
+                        prop_assert!(next.active.is_some() && next.provisional.is_none());
+                        shadow = Some(bundle.release);
+                    }
+                    Effect::StopShadow => shadow = None,
                     Effect::Switch { to, .. } => {
+                        prop_assert!(now.gate == Gate::Open, "a switch outside of the window");
+                        prop_assert_eq!(shadow, None, "a switch under a running shadow");
                         prop_assert_eq!(&effects[0], &Effect::Persist, "a switch without its marker");
                         prop_assert!(matches!(&next.work, Work::Busy(t) if t.step == Step::Switching
                             && t.bundle.as_ref() == Some(to)));
@@ -461,6 +477,15 @@ proptest! {
                     _ => {}
                 }
             }
+            // A shadow runs exactly while the machine says so, and never that of another wish.
+            let runs = next.candidate.as_ref().filter(|c| c.may_run() && !c.target.waiting);
+            if !matches!(event, Event::Started) {
+                prop_assert_eq!(shadow, runs.map(|c| c.target.assigned.release), "after {:?}", event);
+            } else {
+                shadow = runs.map(|c| c.target.assigned.release); // a new process runs nothing by itself
+            }
+            let wish = next.wanted.as_ref().and_then(|w| w.candidate.as_ref());
+            prop_assert_eq!(next.candidate.as_ref().map(|c| &c.target.assigned), wish);
             let removed = matches!(event, Event::Removed { .. }) && next.wanted.is_none();
             let broken = matches!(event, Event::ActivateFailed { .. });
             if let Event::Switched { ticket } = event && ticket == state.ticket && next.ticket != ticket {
@@ -484,7 +509,7 @@ proptest! {
                 || next.active.is_none());
 
             // Phase and target belong together; a failure lasts until something new is wanted.
-            let report = next.report(now.wall);
+            let report = next.report();
             match report.phase {
                 Phase::Fetching | Phase::Verified | Phase::Testing | Phase::Switching | Phase::Deferred =>
                     prop_assert!(report.target.is_some()),

@@ -161,18 +161,15 @@ async fn a_controller_that_went_back_in_time_meets_its_devices_where_they_are() 
     let home = Home::new().await;
     let device: DeviceId = "dev-1".parse().unwrap();
     let intent = |bundle: &str, number: u32| {
-        let rollout: edgefleet_shared::ids::RolloutId = format!("r-{number}").parse().unwrap();
+        let rollout = format!("r-{number}").parse().unwrap();
         Intent {
-            device: device.clone(),
-            slot: "digits".parse().unwrap(),
-            active: Assigned {
+            active: Some(Assigned {
                 bundle: bundle.parse().unwrap(),
                 release: EnvelopeDigest::of(bundle.as_bytes()),
                 release_size: 10,
-                attempt: AttemptId { rollout: rollout.clone(), number: 1 },
-            },
-            probation_secs: 60,
-            rollout,
+                attempt: AttemptId { rollout, number: 1 },
+            }),
+            ..Intent::empty(device.clone(), "digits".parse().unwrap())
         }
     };
     let want = |store: Arc<dyn FleetStore>, bundle: &'static str, number| {

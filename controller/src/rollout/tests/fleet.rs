@@ -461,6 +461,13 @@ impl Fleet {
     }
 
     pub(super) fn check(&self) {
+        // What is stored is read back: the fields of a state stand beside those of its document.
+        let stored = serde_json::to_string(&self.rollout).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&stored).unwrap().state, self.rollout.state, "{stored}");
+        for attempt in &self.attempts {
+            let stored = serde_json::to_string(attempt).unwrap();
+            assert_eq!(serde_json::from_str::<Attempt>(&stored).unwrap().state, attempt.state, "{stored}");
+        }
         let half_done = self.rollout.pending.iter().any(|pending| {
             matches!(
                 pending.effect,

@@ -90,7 +90,7 @@ fn play(fleet: &mut Fleet, act: &Act) {
         Act::Online(device, online) => fleet.devices[device % n].online = *online,
         Act::Leave(device) => {
             let device = device % n;
-            if n > 4 && device % 7 == 0 && !fleet.devices[device].left {
+            if n > 4 && device.is_multiple_of(7) && !fleet.devices[device].left {
                 fleet.devices[device].left = true;
                 let id = fleet.devices[device].id.clone();
                 if let Some(attempt) = fleet.attempts.iter().position(|attempt| attempt.device == id) {

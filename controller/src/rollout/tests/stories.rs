@@ -255,6 +255,14 @@ fn what_the_table_does_not_list_is_refused_by_name() {
     }
 }
 
+#[test]
+fn a_superseded_rollout_keeps_its_author_and_names_its_successor() {
+    let mut fleet = started(&[Kind::Good; 5]);
+    fleet.event(&Event::SupersededBy { rollout: "r-2".parse().unwrap() }).unwrap();
+    assert!(matches!(&fleet.rollout.state, State::Superseded { by } if by.as_str() == "r-2"));
+    fleet.check();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]

@@ -28,10 +28,12 @@ pub(super) struct Axis {
     pub ticks: Vec<(f64, String)>,
 }
 
+/// x, y, and the interval around y.
+pub(super) type Point = (f64, f64, Option<(f64, f64)>);
+
 pub(super) struct Series {
     pub name: String,
-    /// x, y, and the interval around y.
-    pub points: Vec<(f64, f64, Option<(f64, f64)>)>,
+    pub points: Vec<Point>,
     pub joined: bool,
 }
 

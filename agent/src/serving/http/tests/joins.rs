@@ -12,7 +12,7 @@ async fn feedback_joins_by_row_name_or_index_and_counts_once() {
     let id = said["parameters"]["prediction_id"].as_str().unwrap().to_owned();
     assert_eq!(said["parameters"]["prediction_count"], 3);
     let one = server.post("/v1/feedback", &json!({"prediction_id": id, "label": "zero"}).to_string()).await;
-    assert_eq!(one.json(), json!({"matched": 1, "correct": 1, "unmatched": {}}));
+    assert_eq!(one.json(), json!({"matched": 1, "correct": 1, "unmatched": {}, "compared": {}}));
     let foreign = id.replace("dev-1", "dev-2");
     let many = json!({
         "source": "kiosk-1",

@@ -4,6 +4,7 @@ mod errors;
 mod joins;
 mod limits;
 mod matrix;
+mod shadow;
 mod swap;
 
 use super::*;

@@ -51,13 +51,14 @@ mod by_failpoint {
         Rig { home: home.to_owned(), _dir: None, signers, outside, reserve: 0, clock: today, running: None }
     }
 
-    /// One committed, two committed, three goes back; trust 2 on the way.
+    /// One committed, two committed with four in its shadow, three goes back; trust 2 on the way.
     #[tokio::test(start_paused = true)]
     #[ignore = "run by the kill matrix in a process of its own"]
     async fn story() {
         let home = PathBuf::from(std::env::var_os(HOME).expect("started by the matrix"));
         let mut rig = rig(&home);
         let (one, two, three) = (rig.publish(1, 60_000), rig.publish(2, 1_300_000), rig.publish(3, 9_000));
+        let four = rig.publish(4, 9_000);
         rig.outside.sick.lock().insert(three.assigned.bundle.clone());
         rig.start().await;
         rig.desire(1, &[("digits", &one.assigned)]).await;
@@ -66,9 +67,11 @@ mod by_failpoint {
         desired.trust_version = 2;
         rig.tell(Command::Desired(rig.signers.seal_desired(&desired).into())).await;
         rig.until_phase("digits", 2, Phase::Committed).await;
-        rig.desire(3, &[("digits", &three.assigned)]).await;
+        rig.desire_beside(3, &two.assigned, Some(&four.assigned), None).await;
+        rig.until_candidate(Phase::Shadowing).await;
+        rig.desire(4, &[("digits", &three.assigned)]).await;
         rig.until_phase("digits", 3, Phase::RolledBackLocal).await;
-        rig.desire(4, &[]).await;
+        rig.desire(5, &[]).await;
         rig.until("gone", |r| r.slots.is_empty() || r.slots.values().all(|s| s.phase == Phase::Idle)).await;
         rig.kill().await;
     }
@@ -98,6 +101,7 @@ mod by_failpoint {
             let two = {
                 rig.publish(1, 60_000);
                 rig.publish(3, 9_000);
+                rig.publish(4, 9_000);
                 rig.publish(2, 1_300_000)
             };
             *rig.outside.down.lock() = true;

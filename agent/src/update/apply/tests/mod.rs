@@ -1,6 +1,7 @@
 //! The updater as a whole: real files, real signatures, real machine; the controller, the server and
 //! the probe are stand-ins at their traits. Time is virtual.
 
+mod beside;
 mod disk;
 mod kills;
 mod stories;
@@ -14,10 +15,11 @@ use crate::update::{
 use async_trait::async_trait;
 use edgefleet_shared::{
     bundle::Manifest,
-    desired::{Assigned, Threshold},
+    desired::{Assigned, ShadowSettings, Threshold},
     digest::{BlobDigest, BundleDigest, EnvelopeDigest},
     ids::{AttemptId, BundleName},
     probe::{Confinement, PROBE_PROTOCOL, ProbeFailure, ProbeVerdict},
+    reported::{Phase, ShedReason},
     telemetry::batch::TerminalReport,
     transfer::{
         BlockAnswer, BlockFrame, BlockHeader, FetchObject, FetchRequest, TRANSFER_SCHEMA, block_length,
@@ -38,6 +40,8 @@ struct Outside {
     down: Mutex<bool>,
     blocks: Mutex<Option<Arc<Blocks>>>,
     serving: Mutex<BTreeMap<SlotName, (BundleName, AttemptId)>>,
+    shadows: Mutex<BTreeMap<SlotName, (BundleName, AttemptId)>>,
+    shadow_loads: Mutex<u32>,
     /// Bundles the server cannot load, ones that misbehave, ones the probe refuses.
     unloadable: Mutex<BTreeSet<BundleDigest>>,
     sick: Mutex<BTreeSet<BundleName>>,
@@ -146,15 +150,8 @@ impl Probe for Outside {
 
 #[async_trait]
 impl Host for Outside {
-    async fn activate(
-        &self,
-        slot: &SlotName,
-        files: BundleFiles,
-        manifest: Manifest,
-        name: BundleName,
-        digest: BundleDigest,
-        attempt: AttemptId,
-    ) -> Result<(), Refusal> {
+    async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal> {
+        let Loadable { files, manifest, name, digest, attempt } = bundle;
         tokio::time::sleep(Duration::from_millis(50)).await;
         let model = &manifest.artifacts[0].blob;
         let data = fs::read(files.blobs_dir.join(model.digest.to_hex())).unwrap();
@@ -175,17 +172,48 @@ impl Host for Outside {
     }
     async fn deactivate(&self, slot: &SlotName) {
         self.serving.lock().remove(slot);
+        self.shadows.lock().remove(slot);
+    }
+    async fn shadow(
+        &self,
+        slot: &SlotName,
+        bundle: Loadable,
+        _settings: ShadowSettings,
+    ) -> Result<(), Refusal> {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(self.serving.lock().contains_key(slot), "a shadow of nothing");
+        *self.shadow_loads.lock() += 1;
+        self.shadows.lock().insert(slot.clone(), (bundle.name, bundle.attempt));
+        Ok(())
+    }
+    async fn stop_shadow(&self, slot: &SlotName) {
+        self.shadows.lock().remove(slot);
+    }
+    fn shadowed(&self, slot: &SlotName) -> Option<ShadowStatus> {
+        let (name, _) = self.shadows.lock().get(slot)?.clone();
+        let health = if self.sick.lock().contains(&name) {
+            let reason = format!("`{name}` fails 9 of 10 mirrored requests");
+            SlotHealth::Bad { code: RefusalCode::Unhealthy, reason }
+        } else {
+            SlotHealth::Good
+        };
+        let shed = [(ShedReason::QueueFull, 2)].into();
+        Some(ShadowStatus { mirrored: 7, shed, health })
     }
     fn health(&self, slot: &SlotName) -> SlotHealth {
         let serving = self.serving.lock();
         match serving.get(slot).filter(|(name, _)| self.sick.lock().contains(name)) {
-            Some((name, _)) => SlotHealth::Bad(format!("`{name}` fails 9 of 10 requests")),
+            Some((name, _)) => SlotHealth::Bad {
+                code: RefusalCode::Unhealthy,
+                reason: format!("`{name}` fails 9 of 10 requests"),
+            },
             None => SlotHealth::Good,
         }
     }
     fn thresholds(&self, slot: &SlotName, thresholds: Vec<Threshold>) {
         self.thresholds.lock().insert(slot.clone(), thresholds.len());
     }
+    fn slower(&self, _: &SlotName, _: Option<u32>) {}
 }
 
 #[async_trait]
@@ -279,6 +307,7 @@ impl Rig {
             Blocks::new(self.outside.clone(), device(), &format!("r{}", rand::rng().random::<u32>()));
         *self.outside.blocks.lock() = Some(blocks.clone());
         self.outside.serving.lock().clear(); // a new process serves nothing
+        self.outside.shadows.lock().clear();
         let config = UpdaterConfig {
             data_dir: self.data_dir(),
             trust_dir: self.home.join("trust"),

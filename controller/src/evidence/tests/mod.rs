@@ -1,0 +1,4 @@
+mod fleet;
+mod limits;
+mod rates;
+mod rules;
