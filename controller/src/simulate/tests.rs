@@ -96,7 +96,7 @@ fn a_driver_that_dies_after_any_save_and_before_any_effect_leaves_a_valid_histor
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 40, ..ProptestConfig::default() })]
     #[test]
     fn any_mixture_of_faults_ends_or_says_what_it_waits_on(seed in 0u64..1_000_000, devices in 1u32..150) {
         let outcome = run(mixture(devices, seed));
