@@ -2,7 +2,7 @@
 //! that join a dynamic last stage late.
 
 use super::{
-    documents::{ATTEMPT, Documents, MATCH, Place, TURN, match_prefix, turn_id},
+    documents::{ATTEMPT, Documents, MATCH, Place, ROLLOUT, TURN, match_prefix, turn_id},
     roster::{Enlisted, Roster},
     working::{Aftermath, Working},
 };
@@ -82,10 +82,14 @@ pub(super) async fn write(
     };
     let mut aftermath = Aftermath::default();
     let mut written = begun.min(members.len());
-    if begun == 0 {
+    let announced = match &rollout.state {
+        State::Assigning { digest, .. } => *digest,
+        _ => None,
+    };
+    if announced != Some(digest) {
         // Announced before the first is written: a driver that comes after a crash and draws another membership
         // (the fleet changed) knows that what it finds is of an older draw.
-        if matches!(&rollout.state, State::Assigning { digest: Some(_), .. }) {
+        if announced.is_some() {
             wipe(documents, rollout).await?;
         }
         let event = Event::MembersWritten { effect, digest, written: 0, done: None };
@@ -109,8 +113,17 @@ pub(super) async fn write(
     }
 }
 
-/// Removes the places of a draw that was cut off.
+/// Removes the places of a draw that was cut off, as long as the rollout is what the caller read.
 async fn wipe(documents: &Documents, rollout: &Rollout) -> Result<(), StoreError> {
+    let found = documents.rollouts.get_json(rollout.id.as_str()).await?;
+    if found.value != *rollout {
+        return Err(StoreError::StaleRevision {
+            kind: ROLLOUT,
+            id: rollout.id.to_string(),
+            expected: Expect::Revision(found.revision),
+            found: Some(found.revision),
+        });
+    }
     let prefix = format!("{}/", rollout.id);
     for kind in [ATTEMPT, TURN, MATCH] {
         loop {
@@ -118,10 +131,12 @@ async fn wipe(documents: &Documents, rollout: &Rollout) -> Result<(), StoreError
             if page.entries.is_empty() {
                 break;
             }
+            let unchanged =
+                Transaction::new().check(ROLLOUT, rollout.id.as_str(), Expect::Revision(found.revision));
             let wiped = page
                 .entries
                 .into_iter()
-                .fold(Transaction::new(), |wiped, (id, _)| wiped.delete(kind, id, Expect::Any));
+                .fold(unchanged, |wiped, (id, _)| wiped.delete(kind, id, Expect::Any));
             documents.store.commit(wiped).await?;
         }
     }
