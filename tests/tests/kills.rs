@@ -358,8 +358,10 @@ async fn fifty_kills_at_any_moment_leave_a_right_bundle_and_lose_no_acknowledged
     let rollouts = stage.get("/api/v1/rollouts").await?;
     for rollout in rollouts["items"].as_array().context("no rollouts")? {
         let counts = &rollout["counts"];
-        let ended: u64 =
-            ["committed", "failed", "superseded"].iter().filter_map(|b| counts[b].as_u64()).sum();
+        let ended: u64 = ["committed", "failed", "superseded", "cancelled"]
+            .iter()
+            .filter_map(|b| counts[b].as_u64())
+            .sum();
         ensure!(ended == 1, "one device, one attempt, one end: {rollout}");
     }
     Ok(())
