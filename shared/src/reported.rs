@@ -16,6 +16,9 @@ pub struct Reported {
     pub schema: u32,
     pub device: DeviceId,
     pub boot: BootId,
+    /// Counts this boot's reports from 1; one that overtakes a newer one is told by it. 0: not counted.
+    #[serde(default)]
+    pub seq: u64,
     /// Device clock, believed only as far as `clock` says.
     pub at: Timestamp,
     pub clock: ClockQuality,

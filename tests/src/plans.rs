@@ -27,6 +27,8 @@ pub fn assign(bundle: &str, selector: &str, probation_secs: u64) -> Value {
                 "preflight_failed": many,
             },
             "on_fail": "freeze",
+            // A failure is an end, at once.
+            "retry": { "download": 1, "activation": 1, "penalties": 0 },
             "probation": probation_secs,
         },
         "confirmed": true,
@@ -51,6 +53,7 @@ pub fn staged(bundle: &str, lab: &[&str]) -> Value {
         { "name": "all", "size": "100%", "coverage": "80%" },
     ]);
     plan["hard"] = json!({});
+    plan["retry"] = json!({});
     plan["on_fail"] = "revert".into();
     plan
 }

@@ -286,6 +286,7 @@ impl Agent {
         let (sender, signals) = mpsc::channel(SENDER_INBOX);
         let report_now = Arc::new(Notify::new());
         let reporter = Reporter {
+            sent: 0,
             link: link.clone(),
             device: device.clone(),
             boot,

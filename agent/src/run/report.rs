@@ -51,6 +51,8 @@ pub(super) struct Reporter {
     pub(super) link: LinkHandle,
     pub(super) device: DeviceId,
     pub(super) boot: BootId,
+    /// Reports sent in this boot.
+    pub(super) sent: u64,
     pub(super) facts: Facts,
     pub(super) clock: Arc<TrustedClock>,
     pub(super) latest: Latest,
@@ -96,10 +98,12 @@ impl Reporter {
 
     async fn publish(&mut self) {
         let Some(report) = self.latest.borrow_and_update().clone() else { return };
+        self.sent += 1;
         let reported = Reported {
             schema: REPORTED_SCHEMA,
             device: self.device.clone(),
             boot: self.boot,
+            seq: self.sent,
             at: self.clock.local(),
             clock: self.clock.quality(),
             generation: report.generation,

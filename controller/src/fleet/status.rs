@@ -85,7 +85,9 @@ impl Fleet {
                 .status
                 .reported
                 .as_ref()
-                .is_some_and(|old| Reported { at: reported.at, ..(**old).clone() } == reported);
+                .is_some_and(|old| {
+                Reported { at: reported.at, seq: reported.seq, ..(**old).clone() } == reported
+            });
         self.index.update_status(&id, |status| {
             status.facts = facts;
             status.reported = Some(Box::new(reported));

@@ -184,6 +184,11 @@ impl EventLoop {
         }
         let reason = Reason { reported: Some(report.generation), nonce: report.nonce.clone() };
         let Ok(known) = self.fleet.device(&device) else { return };
+        let before = known.status.reported.as_ref().filter(|last| last.boot == report.boot);
+        if report.seq > 0 && before.is_some_and(|last| last.seq >= report.seq) {
+            tracing::debug!(%device, seq = report.seq, "an older report came late, or again");
+            return;
+        }
         let last = known.status.reported.as_ref().map(|last| last.boot);
         let first = !known.status.online || last != Some(report.boot);
         let (generation, boot) = (report.generation, report.boot);

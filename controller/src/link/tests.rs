@@ -208,6 +208,7 @@ fn report(device: &DeviceId, generation: u64, cpu: &str) -> BrokerEvent {
         schema: REPORTED_SCHEMA,
         device: device.clone(),
         boot: BootId::from_random([1; 16]),
+        seq: 0,
         at: Timestamp::EPOCH,
         clock: ClockQuality::Plausible,
         generation,

@@ -96,7 +96,10 @@ impl Attempt {
                 }
             }
             DeviceSaid::SupersededBy { rollout } => {
-                if !self.is_over() || self.state == AttemptState::Reverting {
+                // One that was cancelled may have activated it nevertheless; what becomes of that is now the
+                // other rollout's business.
+                let yields = matches!(self.state, AttemptState::Reverting | AttemptState::Cancelled);
+                if !self.is_over() || yields {
                     self.leave_risk_set(&mut moves);
                     self.cancel_shadow(&mut moves);
                     self.mode = Mode::Active;

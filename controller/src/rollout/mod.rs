@@ -21,7 +21,6 @@ pub mod assignment;
 pub mod attempt;
 pub mod checker;
 pub mod compare;
-mod cron;
 mod draw;
 pub mod effect;
 pub mod event;

@@ -47,9 +47,6 @@ pub struct Plan {
     /// How long each device watches the new bundle before it commits to it.
     #[serde(default = "default_probation")]
     pub probation: Span,
-    /// Going back to a bundle that was committed here within 14 days skips the stages.
-    #[serde(default = "yes")]
-    pub fast_rollback: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<Timestamp>,
     /// Hand out during a freeze period; critical rollouts only, and it needs an approval at the start.
@@ -146,8 +143,6 @@ pub struct Limits {
     pub concurrency_min: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_day: Option<u64>,
-    /// Downloads within one site at a time; kept by the block server.
-    pub site_parallel: u32,
 }
 impl Default for Limits {
     fn default() -> Self {
@@ -159,7 +154,6 @@ impl Default for Limits {
             concurrency: Share::Percent(2.0),
             concurrency_min: 10,
             bytes_per_day: None,
-            site_parallel: 2,
         }
     }
 }
@@ -174,7 +168,6 @@ impl Limits {
             concurrency: Share::Percent(100.0),
             concurrency_min: 10,
             bytes_per_day: None,
-            site_parallel: u32::MAX,
         }
     }
 }
@@ -393,7 +386,6 @@ impl Plan {
             on_fail: OnFail::Revert,
             on_inconclusive: OnInconclusive::default(),
             probation: default_probation(),
-            fast_rollback: true,
             start_at: None,
             override_freeze: None,
             approval: false,
@@ -485,9 +477,6 @@ fn everything() -> Vec<Selector> {
 }
 fn default_probation() -> Span {
     Span::hours(2)
-}
-fn yes() -> bool {
-    true
 }
 fn one() -> f64 {
     1.0

@@ -23,7 +23,8 @@ pub(super) struct Swept {
     pub(super) aftermath: Aftermath,
 }
 
-/// One piece of a sweep of `rollout`, which `working` has loaded. Idempotent: an attempt that went through it once has nothing left to take back.
+/// One piece of a sweep of `rollout`, which `working` has loaded. Idempotent: an attempt that went through it once
+/// has nothing left to take back.
 ///
 /// # Errors
 /// [`StoreError`]; nothing happened then.

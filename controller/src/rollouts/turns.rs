@@ -10,14 +10,12 @@ use crate::{
     rollout::{
         Arm, Attempt, AttemptState, Bucket, DeviceSaid, Effect, EffectId, Event, GroupCount, Mode, Rollout,
         Severity, Turn, pick,
-        window::{Download, Window},
     },
     store::{Expect, Scan, StoreError, Transaction},
 };
 use edgefleet_shared::{
     desired::Assigned,
     ids::{AttemptId, DeviceId},
-    maintenance::MaintenanceWindow,
     time::Timestamp,
 };
 use std::collections::BTreeMap;
@@ -180,7 +178,7 @@ async fn give(
     }
     let probation = rollout.plan.wait(rollout.plan.probation);
     let urgent = rollout.plan.rollout.severity == Severity::Critical;
-    let window = rollout.plan.window.as_ref().and_then(|window| on_device(window, urgent));
+    let window = rollout.plan.window.as_ref().and_then(|window| window.on_device(urgent).ok());
     let next = match mode {
         Mode::Shadow => Intent { candidate: Some(assigned), ..intent },
         Mode::Active => Intent {
@@ -208,19 +206,6 @@ async fn has(
         Some(attempt) if attempt.state == AttemptState::Failed => attempt.before,
         _ => Some(wanted),
     })
-}
-
-/// The plan's window as devices read it. The plan was checked, so there is one.
-fn on_device(window: &Window, urgent: bool) -> Option<MaintenanceWindow> {
-    let cron = window.cron.to_string().parse().ok()?;
-    let zone = window.zone.to_string().parse().ok()?;
-    let mut out = MaintenanceWindow::new(cron, window.length.as_secs(), zone).ok()?;
-    out.download = match window.download {
-        Download::Anytime => edgefleet_shared::maintenance::Download::Anytime,
-        Download::Inside => edgefleet_shared::maintenance::Download::Inside,
-    };
-    out.ignore_window = urgent;
-    Some(out)
 }
 
 fn assigned(rollout: &Rollout, attempt: &Attempt) -> Assigned {

@@ -7,9 +7,10 @@ use super::{
     queue::Item,
     world::World,
 };
-use crate::rollout::{DeviceSaid, window::Opening};
+use crate::rollout::DeviceSaid;
 use edgefleet_shared::{
     ids::AttemptId,
+    maintenance::Zone,
     reported::{Phase, Refusal, RefusalCode},
 };
 
@@ -171,12 +172,17 @@ impl World {
     }
 
     fn switch(&mut self, device: u32, fate: Fate) {
-        let window = self.docs.rollout.plan.window.as_ref();
-        let offset = i32::from(self.fleet.traits(device).site % 24) * 60 - 720;
-        if let Some(Opening::ClosedUntil(next)) = window.map(|w| w.at(self.time(), |_| offset)) {
+        let window = self.docs.rollout.plan.window.as_ref().and_then(|window| window.on_device(false).ok());
+        // Each site has a zone of its own, from twelve hours behind to eleven ahead.
+        let local = Zone::Offset(i32::from(self.fleet.traits(device).site % 24) * 3_600 - 12 * 3_600);
+        if let Some(window) = window
+            && let Some(rules) =
+                if window.zone == Zone::DeviceLocal { &local } else { &window.zone }.without_files()
+            && !window.is_open(self.time(), &rules)
+        {
             self.units[device as usize].doing = Doing::Deferred;
             self.report(device, Phase::Deferred);
-            if let Some(next) = next {
+            if let Some(next) = window.next_open(self.time(), &rules) {
                 self.step_after(device, next.as_millis().saturating_sub(self.now) + 1_000);
             }
             return;

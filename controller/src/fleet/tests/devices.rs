@@ -160,6 +160,7 @@ async fn what_a_device_reports_is_kept_over_a_restart_and_never_becomes_a_label(
         schema: REPORTED_SCHEMA,
         device: id.clone(),
         boot: BootId::from_random([7; 16]),
+        seq: 0,
         at: test.clock.now(),
         clock: ClockQuality::Plausible,
         generation: 3,

@@ -259,10 +259,13 @@ impl Rollout {
             }
             let finished = stage.finished_attempts().saturating_sub(stage.accepted.total());
             let failed = stage.failures.total().saturating_sub(stage.accepted.total());
-            let share = failed as f64 / finished.max(1) as f64;
-            if finished >= hard.min_attempts.max(1) && share > hard.failed.fraction(finished) {
+            // Failures finish before successes: of those that have finished early most failed, whatever the
+            // bundle. Those under way count as what they still may become.
+            let begun = finished + stage.in_flight();
+            let share = failed as f64 / begun.max(1) as f64;
+            if finished >= hard.min_attempts.max(1) && share > hard.failed.fraction(begun) {
                 let sentence =
-                    format!("{failed} of {finished} attempts in `{name}` failed (limit {})", hard.failed);
+                    format!("{failed} of {begun} attempts in `{name}` failed (limit {})", hard.failed);
                 return Some((Rule::FailureRate, sentence));
             }
         }

@@ -144,6 +144,7 @@ impl Device {
             schema: REPORTED_SCHEMA,
             device: device.clone(),
             boot: BootId::from_random([1; 16]),
+            seq: 0,
             at: Timestamp::EPOCH,
             clock: ClockQuality::Plausible,
             generation: self.generation,
