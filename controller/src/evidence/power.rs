@@ -94,7 +94,8 @@ pub fn forecast(stage: &StageForecast, settings: &GateSettings, seed: u64) -> Ve
                 |runs: &[Run]| runs.iter().filter(|r| r.failed.is_some()).count() as f64 / f64::from(RUNS);
             let harmless = runs(1.0);
             let detection: Vec<_> = SIZES.into_iter().map(|size| (size, share(&runs(size)))).collect();
-            let small = stage.canaries < settings.min_canaries || stage.controls < settings.min_controls;
+            let small =
+                stage.canaries < settings.canaries_needed(*gate) || stage.controls < settings.min_controls;
             let mut power = GatePower {
                 gate: *gate,
                 smallest_found: detection.iter().find(|(_, found)| *found >= FOUND).map(|(size, _)| *size),

@@ -1,5 +1,6 @@
 //! The settings of the gates: what a plan asks, with the defaults of `research/fleet-control.md` 6.3 and 6.4.
 
+use super::mixture::ln_sign;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt};
 
@@ -234,6 +235,9 @@ impl fmt::Display for SettingsMistake {
 
 impl std::error::Error for SettingsMistake {}
 
+/// Twice what the smallest share of `alpha` above 1e-300 asks for.
+const MOST_NEEDED: u32 = 2_048;
+
 impl GateSettings {
     /// Every gate that shares `alpha`: planned or asked.
     pub fn used(&self) -> BTreeSet<Gate> {
@@ -275,6 +279,16 @@ impl GateSettings {
     pub fn harm_threshold(&self, gate: Gate) -> f64 {
         let share = self.alpha * self.weight(gate);
         if share > 1e-300 { 1.0 / share } else { 1e300 }
+    }
+
+    /// Canaries below which the gate is powerless: `min_canaries`, and for the sign test of latency as many as
+    /// it takes to prove harm without any one of them if all got slower (13 with the default plan).
+    pub fn canaries_needed(&self, gate: Gate) -> u32 {
+        let enough = |n: &u32| ln_sign(f64::from(n - 1), 0.0) >= self.harm_threshold(gate).ln();
+        match gate {
+            Gate::Latency => (1..=MOST_NEEDED).find(enough).unwrap_or(MOST_NEEDED).max(self.min_canaries),
+            _ => self.min_canaries,
+        }
     }
 
     pub fn safe_threshold(&self) -> f64 {

@@ -7,6 +7,7 @@ use super::{
     attempt::{Attempt, AttemptState, Deferral, DeviceSaid, Presence},
     event::{Change, Move},
     plan::{Mode, Plan},
+    span::Span,
     stage::{Bucket, Failure, FailureKind},
 };
 use crate::evidence::{HardFailure, Observation};
@@ -16,6 +17,9 @@ use edgefleet_shared::{
     time::Timestamp,
 };
 use std::time::Duration;
+
+/// A window comes when it is over, and with the next sending: two windows' time for the last one to arrive.
+const GRACE: Span = Span::minutes(10);
 
 /// A full report, taken apart.
 struct Report<'a> {
@@ -339,7 +343,7 @@ impl Attempt {
     /// Doubling from the first wait up to the longest, with up to a quarter more that differs by device.
     fn backoff(&self, plan: &Plan, tries: u32) -> Duration {
         let doubled = plan.retry.first_wait.as_secs().saturating_mul(1 << tries.saturating_sub(1).min(20));
-        let wait = super::span::Span::secs(doubled.min(plan.retry.longest_wait.as_secs()));
+        let wait = Span::secs(doubled.min(plan.retry.longest_wait.as_secs()));
         let wait = plan.wait(wait);
         let spread = self.rank.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(tries)) >> 56;
         wait + wait.mul_f64(spread as f64 / 1_024.0)
@@ -446,7 +450,7 @@ impl Attempt {
     }
     fn compare_at(&self, plan: &Plan) -> Option<Timestamp> {
         let open = self.arm == Arm::Canary && self.match_of.is_some() && !self.compared.done;
-        self.activated_at.filter(|_| open).map(|at| at + plan.wait(plan.assign.compare))
+        self.activated_at.filter(|_| open).map(|at| at + plan.wait(plan.assign.compare) + plan.wait(GRACE))
     }
 
     pub(super) fn next_deadline(&self, plan: &Plan) -> Option<Timestamp> {

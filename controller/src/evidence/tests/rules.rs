@@ -99,6 +99,20 @@ fn nothing_seen_is_never_a_pass() {
     assert_eq!(assessment.verdict, Verdict::Inconclusive);
 }
 
+/// A gate that could not fail even if every canary got slower must not be waited for.
+#[test]
+fn latency_is_powerless_below_the_canaries_that_could_prove_harm() {
+    let settings = asking(&[Gate::Errors, Gate::Latency, Gate::Agreement, Gate::Drift, Gate::Telemetry]);
+    let needed = settings.canaries_needed(Gate::Latency);
+    assert!(needed > settings.min_canaries && needed < 20, "{needed}");
+    for (canaries, verdict) in [(needed - 1, Verdict::Powerless), (needed, Verdict::Fail)] {
+        let vote = |i| Observation::Latency { device: device(i), stratum: "pi4".into(), vote: Vote::Slower };
+        let evidence = after(&settings, (0..canaries as usize).map(vote));
+        let assessment = evidence.assess(&settings, &ArmSizes { canaries, controls: 60 });
+        assert_eq!(gate(&assessment, Gate::Latency).verdict, verdict, "{canaries} of {needed}");
+    }
+}
+
 #[test]
 fn small_fleets_are_told_that_device_level_gates_are_powerless() {
     let settings = asking(&Gate::ALL);
@@ -107,9 +121,11 @@ fn small_fleets_are_told_that_device_level_gates_are_powerless() {
         let assessment = evidence.assess(&settings, &ArmSizes { canaries, controls });
         for gate_ in [Gate::Errors, Gate::Latency, Gate::Drift, Gate::Telemetry] {
             let report = gate(&assessment, gate_);
+            let powerless = powerless || canaries < settings.canaries_needed(gate_);
             assert_eq!(report.verdict == Verdict::Powerless, powerless, "{canaries} {controls}: {report:?}");
         }
         assert_eq!(gate(&assessment, Gate::Accuracy).verdict, Verdict::Pass);
+        let powerless = powerless || canaries < settings.canaries_needed(Gate::Latency);
         assert_eq!(assessment.verdict == Verdict::Powerless, powerless);
     }
 }

@@ -130,6 +130,21 @@ impl Rollout {
         Some(u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(stage.handed_out))
     }
 
+    /// When the next turn of the open stage is due by its `spread`; long ago without one.
+    pub(super) fn next_by_spread(&self, now: Timestamp) -> Timestamp {
+        let spread = |piece: Piece| {
+            let at = usize::from(piece.stage);
+            let (plan, stage) = self.plan.stages.get(at).zip(self.stages.get(at)).filter(|_| !piece.again)?;
+            let spread = self.plan.wait(plan.spread?).as_millis().max(1);
+            let waiting = stage.counts.get(Bucket::Planned) + stage.counts.get(Bucket::Held);
+            let all = u128::from(stage.handed_out + waiting).max(1);
+            let passed = (u128::from(stage.handed_out) * spread).div_ceil(all);
+            let passed = Duration::from_millis(u64::try_from(passed).unwrap_or(u64::MAX));
+            Some(stage.opened.unwrap_or(now) + passed)
+        };
+        self.next_piece().and_then(spread).unwrap_or(Timestamp::EPOCH)
+    }
+
     pub(super) fn reverting(&mut self, now: Timestamp) {
         let left: u64 = self.stages.iter().map(|stage| stage.counts.get(Bucket::Reverting)).sum();
         let swept = self.sweep.as_ref().is_none_or(|sweep| sweep.exhausted) && !self.is_sweeping();

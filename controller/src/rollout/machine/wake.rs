@@ -64,7 +64,9 @@ impl Rollout {
     fn next_turn(&self, now: Timestamp, speed: f64) -> Option<Timestamp> {
         if self.state != State::Reverting {
             match self.next_turns(now) {
-                Err(HeldBack::Rate) => {}
+                Err(HeldBack::Rate) => {
+                    return Some(self.next_by_rate(now, speed).max(self.next_by_spread(now)));
+                }
                 Err(HeldBack::Groups) => return self.tokens.blocked_until,
                 Err(HeldBack::Bytes | HeldBack::Nobody | HeldBack::Driver | HeldBack::Concurrency) => {
                     return None;
@@ -72,11 +74,15 @@ impl Rollout {
                 Ok(_) => return Some(now + CLOSEST),
             }
         }
+        Some(self.next_by_rate(now, speed))
+    }
+
+    fn next_by_rate(&self, now: Timestamp, speed: f64) -> Timestamp {
         let per_sec = self.tokens.per_min(&self.plan) * self.plan.time_scale * speed / 60.0;
         // About a second's worth at a time: fewer, larger writes, and still an even stream.
         let missing = (per_sec.max(1.0) - self.tokens.credit).max(0.0);
         let wait = Duration::from_secs_f64((missing / per_sec.max(1e-9)).clamp(0.0, 3_600.0));
-        Some(now + wait.max(CLOSEST))
+        now + wait.max(CLOSEST)
     }
 
     /// When time alone can end or fail the open stage.

@@ -58,6 +58,28 @@ proptest! {
     }
 }
 
+/// The driver sleeps until a turn is due; looking five times a second for an hour is no way to wait.
+#[test]
+fn between_two_turns_of_a_spread_nobody_is_woken_beyond_the_minutely_look() {
+    let (seats, secs) = (12, 3_600);
+    let mut fleet = single(seats, |plan| {
+        plan.limits.concurrency_min = 10_000;
+        plan.stages[0].spread = Some(Span::secs(secs));
+    });
+    let end = fleet.now + Duration::from_secs(secs);
+    let mut ticks = 0;
+    while fleet.now < end {
+        while fleet.perform(false) {}
+        fleet.now = fleet.rollout.wake.expect("nothing has ended").max(fleet.now);
+        fleet.event(&Event::Tick).unwrap();
+        ticks += 1;
+    }
+    while fleet.perform(false) {}
+    assert_eq!(fleet.rollout.stages[0].handed_out, seats as u64);
+    // One a minute, and a few around each turn.
+    assert!(ticks <= 60 + 4 * seats, "{ticks} ticks");
+}
+
 #[test]
 fn a_late_tick_makes_no_wave() {
     let mut tokens = Tokens::new(&Plan::new("d".parse().unwrap(), "d@1".parse().unwrap()), Timestamp::EPOCH);

@@ -77,7 +77,7 @@ pub(super) fn gates(
     let strict = membership.summary.canary_stage.is_none_or(|canary| index <= usize::from(canary));
     let one = |gate: Gate| {
         let found = powers.iter().find(|power| power.gate == gate);
-        let blunt = lacking(gate, sizes, labels, &plan.gates);
+        let blunt = lacking(gate, sizes, labels, &settings);
         let (powerless, sentence) = match (gate, blunt, found) {
             (Gate::Hard, ..) => (false, hard(plan, strict)),
             (_, Some(why), _) => (true, why),
@@ -145,7 +145,7 @@ impl Sizes {
 fn lacking(gate: Gate, sizes: Sizes, labels: f64, settings: &GateSettings) -> Option<String> {
     if gate.is_device_level() {
         let counted = [
-            (sizes.canaries, "canaries", settings.min_canaries),
+            (sizes.canaries, "canaries", settings.canaries_needed(gate)),
             (sizes.controls, "controls", settings.min_controls),
         ];
         let short: Vec<_> = counted
