@@ -20,7 +20,8 @@ pub fn proportion(x: f64, n: f64, alpha: f64) -> (f64, f64) {
         if !out(outside) {
             return outside;
         }
-        for _ in 0..50 {
+        // To a billionth: nobody is shown more digits than three.
+        for _ in 0..30 {
             let middle = 0.5 * (inside + outside);
             if out(middle) { outside = middle } else { inside = middle }
         }

@@ -244,10 +244,14 @@ impl GateSettings {
         self.planned.union(&self.gates).copied().collect()
     }
 
+    fn uses(&self, gate: Gate) -> bool {
+        self.planned.contains(&gate) || self.gates.contains(&gate)
+    }
+
     /// Whether the gate decides in this stage. With accuracy in the plan, agreement only informs
     /// (DECISIONS 24): a better model must be allowed to disagree.
     pub fn decides(&self, gate: Gate) -> bool {
-        self.gates.contains(&gate) && !(gate == Gate::Agreement && self.used().contains(&Gate::Accuracy))
+        self.gates.contains(&gate) && !(gate == Gate::Agreement && self.uses(Gate::Accuracy))
     }
 
     fn raw_weight(&self, gate: Gate) -> f64 {
@@ -266,12 +270,12 @@ impl GateSettings {
     /// shares sum to 1 and Ville's inequality with a union bound keeps all false aborts below `alpha`.
     /// 0 for a gate that is not used or only informs.
     pub fn weight(&self, gate: Gate) -> f64 {
-        let used = self.used();
-        let counts = |g: Gate| used.contains(&g) && !(g == Gate::Agreement && used.contains(&Gate::Accuracy));
+        let labelled = self.uses(Gate::Accuracy);
+        let counts = |g: Gate| self.uses(g) && !(g == Gate::Agreement && labelled);
         if !counts(gate) {
             return 0.0;
         }
-        let sum: f64 = used.iter().filter(|g| counts(**g)).map(|g| self.raw_weight(*g)).sum();
+        let sum: f64 = Gate::ALL.into_iter().filter(|g| counts(*g)).map(|g| self.raw_weight(g)).sum();
         if sum > 0.0 { self.raw_weight(gate) / sum } else { 0.0 }
     }
 

@@ -22,13 +22,14 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
     let stages =
         vec![lab(parsed(BUNDLE, &first)?), shadow(drawn), canary(drawn, &[Gate::Hard, Gate::Latency]), all()];
     let plan = plan(tale.options, BUNDLE, stages, Span::minutes(10))?;
+    let needed = devices_for_a_sign_test(&plan);
     let mut watched = tale.roll_out(plan).await?;
     let what = "the verdict on the canaries";
     let asks = tale
         .watch(&mut watched, what, |rollout| rollout.approvals.open.is_some() || is_over(&rollout.state))
         .await?;
     if asks.approvals.open.is_some() {
-        vouch(tale, &watched).await?;
+        vouch(tale, &watched, needed).await?;
     } else if matches!(asks.state, State::Paused { why: PauseWhy::Inconclusive }) {
         go_on(tale, &watched).await?;
     }
@@ -57,9 +58,8 @@ pub(super) async fn tell(tale: &mut Tale<'_>) -> Result<(), DemoError> {
 }
 
 /// Too few devices for a comparison: a person other than the author has to answer for it, by name.
-async fn vouch(tale: &mut Tale<'_>, watched: &Watched) -> Result<(), DemoError> {
+async fn vouch(tale: &mut Tale<'_>, watched: &Watched, needed: usize) -> Result<(), DemoError> {
     let devices = tale.stage.agents.len();
-    let needed = devices_for_a_sign_test();
     tale.console.say(&format!(
         "   INCONCLUSIVE canary  {devices} devices prove nothing about latency; the sign test needs {needed} (--devices {needed})"
     ));
