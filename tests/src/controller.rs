@@ -154,7 +154,7 @@ impl<'p> Controller<'p> {
         .await
     }
 
-    /// Assigns and waits until all have committed.
+    /// Assigns and waits until all have committed and the rollout is over: the next one may begin.
     ///
     /// # Errors
     /// If one does not.
@@ -162,7 +162,12 @@ impl<'p> Controller<'p> {
         let rollout = self.assign(bundle).await?;
         let attempts = self.ended(&rollout).await?;
         ensure!(attempts.iter().all(|one| one["state"] == "committed"), "{bundle}: {attempts:?}");
-        Ok(())
+        until(&format!("the completion of rollout {rollout}"), PATIENCE, async || {
+            let found = self.api.get(&format!("/api/v1/rollouts/{rollout}")).await?;
+            ensure!(found["state"] == "completed", "{found}");
+            Ok(())
+        })
+        .await
     }
 
     /// `device show`.

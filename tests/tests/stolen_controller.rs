@@ -205,7 +205,7 @@ async fn refuses_damage(stage: &Stage, device: &mut Device, counter: u64) -> Res
         device.stop().await?;
         device.start().await?;
     };
-    ensure!(end["phase"] == "download-failed" && end["refusal"]["code"] == "digest-mismatch", "{end}");
+    ensure!(end["failure"]["kind"] == "download" && end["refusal"]["code"] == "digest-mismatch", "{end}");
     ensure!(tries == 4, "given up after {tries} tries");
     let said = end["refusal"]["message"].as_str().unwrap_or_default().to_owned();
     keeps_serving(stage, device, forgery, "digest-mismatch", &said).await?;

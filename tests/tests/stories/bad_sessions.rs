@@ -123,9 +123,6 @@ async fn garbage_on_every_topic_of_a_device_is_refused_counted_and_harms_nobody(
     let mut healed = bad;
     healed.start().await?;
     controller.sees(&healed.id, true).await?;
-    let under_way = controller.run(&["rollout", "list"]).await?;
-    let first = under_way["items"][0]["id"].as_str().context("no rollout")?.to_owned();
-    controller.ended(&first).await?;
     models::publish(&place, controller, &models::digits(2)).await?;
     controller.assign_and_commit("digits@2").await?;
     for agent in [good, &healed] {

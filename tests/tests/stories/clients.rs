@@ -8,6 +8,7 @@ use edgefleet_tests::{
     inference::{Holdout, request},
     models,
     place::Place,
+    waiting::{PATIENCE, until},
 };
 use serde_json::Value;
 use std::{ffi::OsStr, path::Path};
@@ -64,9 +65,12 @@ async fn plain_curl_gets_an_answer_and_can_tell_the_truth_afterwards() -> Result
     let metrics = curl(&["--fail-with-body", &format!("{}/metrics", agent.metrics)]).await?.out;
     ensure!(metrics.lines().any(|line| line.starts_with("edgefleet_")), "{metrics}");
     fleet.controller.run(&["device", "report", &agent.id]).await?;
-    agent.all_acknowledged().await?;
-    let shown = fleet.controller.run(&["device", "show", &agent.id]).await?;
-    ensure!(shown["telemetry"]["bundles"][0]["labels"]["matched"] == 1, "{shown}");
+    until("the truth in the controller's counts", PATIENCE, async || {
+        let shown = fleet.controller.run(&["device", "show", &agent.id]).await?;
+        ensure!(shown["telemetry"]["bundles"][0]["labels"]["matched"] == 1, "{shown}");
+        Ok(())
+    })
+    .await?;
     fleet.stop().await?;
     place.end()
 }
