@@ -62,6 +62,7 @@ async fn start_rollout(
     if new.dry_run {
         let (draft, membership) =
             operations.rollouts.prepare(&request, rollout_id(now)?, actor.name(), now).await?;
+        let known = operations.rollouts.history(&draft, &membership, now).await.map_err(FleetError::from)?;
         let facts = FleetFacts {
             now,
             selected: operations.rollouts.selected(&draft),
@@ -69,8 +70,8 @@ async fn start_rollout(
             links: operations.links,
             online: Some(operations.rollouts.online(&membership)),
             bad_rate: None,
-            requests_per_hour: None,
-            labels_per_hour: None,
+            requests_per_hour: known.requests_per_hour,
+            labels_per_hour: known.labels_per_hour,
             latency_spread: None,
             freezes: operations.calendar.current().periods.clone(),
         };

@@ -2,7 +2,7 @@
 
 use super::intent::Intent;
 use edgefleet_shared::{
-    desired::{DESIRED_SCHEMA, Desired, Settings, SlotDesired},
+    desired::{DESIRED_SCHEMA, Desired, Metric, Settings, SlotDesired, Threshold},
     ids::DeviceId,
     time::Timestamp,
 };
@@ -20,7 +20,7 @@ pub fn compose(device: &DeviceId, intents: &[Intent], settings: &Settings, trust
                 candidate: intent.candidate.clone(),
                 probation_secs: intent.probation_secs,
                 slower_percent: intent.slower_percent,
-                thresholds: vec![],
+                thresholds: intent.slow_us.map(slow).into_iter().collect(),
                 shadow: None,
                 window: intent.window.clone(),
             };
@@ -38,6 +38,10 @@ pub fn compose(device: &DeviceId, intents: &[Intent], settings: &Settings, trust
         slots,
         settings: settings.clone(),
     }
+}
+
+fn slow(us: u64) -> Threshold {
+    Threshold { id: "latency".to_owned(), metric: Metric::TotalMs, value: us as f64 / 1e3 }
 }
 
 #[cfg(test)]

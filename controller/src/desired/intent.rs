@@ -25,6 +25,9 @@ pub struct Intent {
     /// How slow a bundle may be beside the one before it, percent, before the device goes back by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slower_percent: Option<u32>,
+    /// Results that take longer than this in the agent are counted, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_us: Option<u64>,
     /// When the device may activate, in its own time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<MaintenanceWindow>,
@@ -44,6 +47,7 @@ impl Intent {
             candidate: None,
             probation_secs: 60,
             slower_percent: None,
+            slow_us: None,
             window: None,
             trial: None,
         }

@@ -42,6 +42,10 @@ pub struct Rollout {
     pub release: Release,
     pub plan: Plan,
     pub seed: Seed,
+    /// The incumbents' p95 when the rollout was made, microseconds: canaries count their results beyond it, for
+    /// an alarm. Unknown: nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_us: Option<u64>,
     pub by: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -235,6 +239,7 @@ impl Rollout {
             tokens: Tokens::new(&plan, now),
             plan,
             seed,
+            slow_us: None,
             by: by.into(),
             reason: String::new(),
             created: now,

@@ -10,6 +10,7 @@
 //! | `driver` | one strand per open rollout: load, repeat what is pending, save, perform |
 //! | `members`, `turns`, `sweep`, `verdicts` | the effects |
 //! | `roster` | who is in the fleet |
+//! | `history` | what the last week's telemetry says of the bundle to be replaced |
 //! | `calendar` | freezes and the "stop the line" switch |
 //!
 //! Every transaction names the revisions it read, so two drivers may run: one of them wins each save and
@@ -20,6 +21,7 @@ mod deadlines;
 mod documents;
 mod driver;
 mod hearing;
+mod history;
 mod members;
 pub mod preview;
 mod roster;
@@ -35,6 +37,7 @@ pub use calendar::{Calendar, CalendarError, Calendars};
 pub use documents::{ATTEMPT, Documents, ROLLOUT, attempt_id};
 pub use driver::{RolloutDriver, RolloutParts};
 pub use hearing::{Clerk, Ears};
+pub use history::History;
 pub use roster::{Enlisted, Roster};
 pub use service::{NewRolloutRequest, OrderError, Rollouts, StartError};
 pub use verdicts::{SignedVerdict, VERDICT_LOG};

@@ -3,6 +3,7 @@
 use super::{
     documents::{Documents, ROLLOUT},
     driver::Looks,
+    history::{History, history},
     members,
     roster::Roster,
     verdicts::{SignedVerdict, log_of},
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     desired::intent_id,
+    evidence::Gate,
     fleet::Actor,
     rollout::{
         Attempt, DeviceSaid, Event, Membership, Plan, PlanMistake, Refused, Release, Rollout, Seed,
@@ -139,6 +141,19 @@ impl Rollouts {
         Ok((draft, membership))
     }
 
+    /// What is known of the bundle that most of these devices run.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn history(
+        &self,
+        draft: &Rollout,
+        membership: &Membership,
+        now: Timestamp,
+    ) -> Result<History, StoreError> {
+        history(&self.documents, &draft.plan.rollout.slot, membership, now).await
+    }
+
     async fn no_downgrade(&self, draft: &Rollout, membership: &Membership) -> Result<(), StartError> {
         let bundle = &draft.release.bundle;
         let (mut newest, mut devices) = (bundle.clone(), 0);
@@ -180,6 +195,10 @@ impl Rollouts {
             return Err(StartError::Unconfirmed { bundle: rollout.release.bundle, devices });
         }
         let all = self.list().await?;
+        if rollout.plan.gates.used().contains(&Gate::Latency) {
+            let known = self.history(&rollout, &membership, now).await?;
+            rollout.slow_us = known.p95_ms.map(|ms| (ms * 1e3) as u64);
+        }
         rollout.seq = all.iter().map(|rollout| rollout.seq).max().unwrap_or(0) + 1;
         let other = overlapping(&self.documents, &*self.roster, &rollout).await?;
         let mut begin = request.start;

@@ -121,6 +121,7 @@ fn given_back(intent: &Intent, attempt: &Attempt, rollout: &Rollout) -> Intent {
         next.active = attempt.before.clone();
         next.probation_secs = next.probation_secs.min(60);
         next.slower_percent = None;
+        next.slow_us = None;
         if rollout.plan.rollout.severity == Severity::Critical {
             next.window = None;
         }

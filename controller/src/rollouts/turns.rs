@@ -169,7 +169,7 @@ async fn give(
     let before = if own { attempt.value.before.clone() } else { had };
     let moves = attempt.value.hand_out(effect, mode, before, generation, &rollout.plan, now);
     attempt.changed = true;
-    let assigned = assigned(rollout, &attempt.value);
+    let (assigned, arm) = (assigned(rollout, &attempt.value), attempt.value.arm);
     working.follow(&rollout.id, moves, now).await?;
     if !roster.is_online(device) {
         // Known to be silent: it keeps its desired state and holds nobody else's place.
@@ -186,6 +186,7 @@ async fn give(
             candidate: None,
             probation_secs: probation.as_millis().div_ceil(1_000) as u64,
             slower_percent: rollout.plan.hard.slower_percent,
+            slow_us: rollout.slow_us.filter(|_| arm == Arm::Canary),
             window,
             ..intent
         },

@@ -2,15 +2,25 @@
 
 use super::{
     bench::{Bench, author, other, plan},
-    devices::Manner,
+    devices::{Manner, slot},
 };
 use crate::{
     clock,
-    rollout::{AttemptState, Because, Bucket, Decision, Event, Refused, Rule, StateName, plan::OnOverlap},
+    desired::{compose, intent_id},
+    evidence::Gate,
+    ingest::{AGGREGATE, Aggregate, aggregate_id, bucket_of},
+    rollout::{
+        Arm, AttemptState, Because, Bucket, Decision, Event, Refused, Rule, Span, StateName, plan::OnOverlap,
+    },
     rollouts::{OrderError, StartError},
+    store::{Expect, Transaction},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use edgefleet_shared::trust::{RoleName, envelope};
+use edgefleet_shared::{
+    desired::{Metric, Settings},
+    telemetry::Role,
+    trust::{RoleName, envelope},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stages_bring_everybody_the_bundle_and_nobody_else() {
@@ -321,4 +331,37 @@ fn every_state_is_read_as_it_was_written() {
             Ok(rollout.clone())
         );
     }
+}
+
+/// What the incumbents' p95 was is frozen when the rollout is made; only canaries count what goes beyond it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canaries_count_what_is_slower_than_the_bundle_before_was() {
+    let bench = Bench::on_first(10).await;
+    let mut last_hour = Aggregate { windows: 10, ..Aggregate::default() };
+    (1..=1_000).for_each(|ms| last_hour.latency.total.record_us(ms * 1_000));
+    let bundle = "digits@1".parse().unwrap();
+    let id = aggregate_id(&bundle, Role::Primary, bucket_of(clock::now()));
+    let written = Transaction::new().put_json(AGGREGATE, id, Expect::Absent, &last_hour).unwrap();
+    bench.documents.store.commit(written).await.unwrap();
+
+    let process = bench.start(None).await;
+    let mut plan = plan("digits@2");
+    plan.stages[0].gates.push(Gate::Latency);
+    plan.stages[0].soak = Span::minutes(10);
+    plan.gates.min_canaries = 3;
+    process.roll(plan, "r-2").await;
+    bench.until("the first turns", || async { bench.rollout("r-2").await.stages[0].handed_out > 0 }).await;
+    let frozen = bench.rollout("r-2").await.slow_us.unwrap();
+    assert!((930_000..=970_000).contains(&frozen), "{frozen}");
+    for (device, attempt) in bench.attempts("r-2").await.iter().filter(|(_, one)| one.handed_at.is_some()) {
+        assert_eq!(attempt.arm, Arm::Canary);
+        let key = intent_id(device, &slot());
+        let intent = bench.documents.intents.find_json(&key).await.unwrap().unwrap().value;
+        assert_eq!(intent.slow_us, Some(frozen));
+        let desired = compose(device, &[intent], &Settings::default(), 1);
+        let [threshold] = &desired.slots[&slot()].thresholds[..] else { panic!("{desired:?}") };
+        assert_eq!((threshold.metric, threshold.value), (Metric::TotalMs, frozen as f64 / 1e3));
+    }
+    process.kill().await;
+    bench.check();
 }

@@ -70,7 +70,12 @@ fn head(text: &mut String, measured: &Measured) {
          switched off at night, 5 % with a flaky connection, slow links, late, doubled and overtaken messages. The generator \
          shares no code with the gates.\n\n\
          Intervals are exact (Clopper and Pearson): each bound holds with 99 %. `alpha`, the share of harmless rollouts that \
-         statistics may fail, is {}. `inconclusive` means: no verdict within the longest soak, a person decides.\n",
+         statistics may fail, is {}. `inconclusive` means: no verdict within the longest soak; a person looks, and here always \
+         goes on.\n\n\
+         `errors-N` multiplies every device's rate of bad hours by N. Read its rows with two things in mind: a gate that no \
+         single device may decide learns little from twenty canaries in three days, and below `errors.max_bad_rate` (2 % of \
+         device-hours) errors count as safe however they compare; most devices of this fleet stay below it even at five \
+         times their rate. `edgefleet rollout plan` prints what your plan finds on your fleet.\n",
         effort.devices,
         effort.seed,
         percent(measured.alpha),
