@@ -8,7 +8,10 @@ use std::sync::Arc;
 use tract_onnx::{
     model::{OnnxOpRegister, ParsingContext},
     pb::NodeProto,
-    tract_core::ops::nn::{Reduce, Reducer},
+    tract_core::ops::{
+        konst::Const,
+        nn::{Reduce, Reducer},
+    },
     tract_hir::internal::*,
 };
 
@@ -110,6 +113,12 @@ impl InferenceOp for Adjusted {
                 let first = target.nodes().len();
                 let outputs = self.inner.to_typed(source, node, target, mapping)?;
                 for id in first..target.nodes().len() {
+                    if target.node(id).op_is::<Const>() {
+                        continue;
+                    }
+                    // Constant inputs were computed with on the way, by what is taken out here.
+                    let fact = target.outlet_fact(id.into())?.without_value();
+                    target.set_outlet_fact(id.into(), fact)?;
                     let Some(reduce) = target.node(id).op_as::<Reduce>() else { continue };
                     let max = reduce.reducer == Reducer::Max;
                     let kind = target.outlet_fact(id.into())?.datum_type;

@@ -50,7 +50,7 @@ impl Labels {
     }
 }
 
-/// A value as the key of a table. Floats by their bits, with one zero and one NaN.
+/// A value as the key of a table. Floats by their bits, with one zero.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Text(String),
@@ -59,8 +59,14 @@ enum Key {
 }
 
 impl Key {
+    const NAN: u64 = f64::NAN.to_bits();
+
     fn of_float(value: f64) -> Self {
-        Self::Bits(if value.is_nan() { f64::NAN.to_bits() } else { (value + 0.0).to_bits() })
+        Self::Bits(if value.is_nan() { Self::NAN } else { (value + 0.0).to_bits() })
+    }
+    /// As in ONNX Runtime, no key of a table is like NaN.
+    fn is_nan(&self) -> bool {
+        *self == Self::Bits(Self::NAN)
     }
 }
 
@@ -141,7 +147,7 @@ impl FromNode for LabelEncoder {
         let (to, default) = (flat(to)?, flat(default)?);
         let values = Tensor::stack_tensors(0, &[to, default])?;
         let mut table = HashMap::new();
-        for (at, key) in keys(&from)?.into_iter().enumerate() {
+        for (at, key) in keys(&from)?.into_iter().enumerate().filter(|(_, key)| !key.is_nan()) {
             // As in ONNX Runtime, the first of equal keys counts.
             table.entry(key).or_insert(at);
         }

@@ -8,6 +8,7 @@ mod adjusted;
 mod attributes;
 mod bits;
 mod branch;
+mod columns;
 mod kernel;
 mod labels;
 mod linear;
@@ -19,7 +20,7 @@ mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
 
-/// Operators of `ai.onnx.ml` that can be served: these and tract's ArrayFeatureExtractor and CategoryMapper.
+/// Operators of `ai.onnx.ml` that can be served: these and tract's CategoryMapper.
 pub(super) const ML: [&str; 17] = [
     "ArrayFeatureExtractor",
     "Binarizer",
@@ -41,8 +42,9 @@ pub(super) const ML: [&str; 17] = [
 ];
 
 pub(super) fn register(register: &mut OnnxOpRegister) {
+    register.insert("ArrayFeatureExtractor", kernel::build::<columns::ArrayFeatureExtractor>);
     register.insert("Binarizer", kernel::build::<scale::Binarizer>);
-    register.insert("FeatureVectorizer", kernel::build::<scale::FeatureVectorizer>);
+    register.insert("FeatureVectorizer", kernel::build::<columns::FeatureVectorizer>);
     register.insert("Imputer", kernel::build::<scale::Imputer>);
     register.insert("Normalizer", kernel::build::<scale::Normalizer>);
     register.insert("Scaler", kernel::build::<scale::Scaler>);

@@ -1,8 +1,8 @@
-//! Column by column: Scaler, Normalizer, Imputer, Binarizer, and FeatureVectorizer that joins columns.
+//! Column by column: Scaler, Normalizer, Imputer and Binarizer.
 
 use super::{
-    attributes::{float, floats, has, int, ints, text},
-    kernel::{Fact, FromNode, Kernel, matrix, rows_and_columns, slice, tensor},
+    attributes::{float, floats, int, ints, text},
+    kernel::{Fact, FromNode, Kernel, rows_and_columns, slice, tensor},
 };
 use tract_onnx::{model::ParsingContext, pb::NodeProto, tract_hir::internal::*};
 
@@ -199,54 +199,5 @@ impl Kernel for Imputer {
             }
         };
         Ok(tvec!(out.cast_to_dt(kind)?.into_owned()))
-    }
-}
-
-/// FeatureVectorizer: joins the columns of its inputs; each gives as many as `inputdimensions` says.
-#[derive(Debug)]
-pub(super) struct FeatureVectorizer(Vec<i64>);
-
-impl FromNode for FeatureVectorizer {
-    fn from_node(_ctx: &ParsingContext, node: &NodeProto) -> TractResult<Self> {
-        let widths = ints(node, "inputdimensions");
-        ensure!(has(node, "inputdimensions"), "`inputdimensions` is missing");
-        Ok(Self(widths.to_vec()))
-    }
-}
-
-impl Kernel for FeatureVectorizer {
-    fn name(&self) -> &'static str {
-        "FeatureVectorizer"
-    }
-    fn outputs(&self, inputs: &[Fact]) -> TractResult<TVec<Fact>> {
-        ensure!(inputs.len() == self.0.len(), "{} inputs for {} dimensions", inputs.len(), self.0.len());
-        let (mut rows, mut total) = (1.to_dim(), 0.to_dim());
-        for ((kind, shape), width) in inputs.iter().zip(&self.0) {
-            ensure!(kind.is_number(), "FeatureVectorizer takes numbers, not {kind:?}");
-            let (own_rows, columns) = matrix(shape)?;
-            // ONNX Runtime cuts or pads a column block that differs; nobody exports that.
-            ensure!(columns == width.to_dim(), "`inputdimensions` says {width}, the input has {columns}");
-            (rows, total) = (own_rows, total + columns);
-        }
-        Ok(tvec!((f32::datum_type(), tvec!(rows, total))))
-    }
-    fn eval(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let floats: Vec<_> = inputs.iter().map(|input| input.cast_to::<f32>()).collect::<TractResult<_>>()?;
-        let mut blocks = Vec::with_capacity(inputs.len());
-        let mut all_rows = None;
-        for input in &floats {
-            let (rows, columns) = rows_and_columns(input.shape())?;
-            ensure!(*all_rows.get_or_insert(rows) == rows, "inputs of {rows} and of other numbers of rows");
-            blocks.push((slice::<f32>(input)?, columns));
-        }
-        let rows = all_rows.unwrap_or(0);
-        let total: usize = blocks.iter().map(|(_, columns)| columns).sum();
-        let mut out = Vec::with_capacity(rows * total);
-        for row in 0..rows {
-            for (values, columns) in &blocks {
-                out.extend_from_slice(&values[row * columns..(row + 1) * columns]);
-            }
-        }
-        Ok(tvec!(tensor(&[rows, total], out)?))
     }
 }

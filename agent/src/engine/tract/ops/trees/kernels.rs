@@ -184,34 +184,30 @@ impl Classifier {
             self.post.row(out);
             return best.map_or(0, |(at, _)| at);
         };
+        let voted = second.is_some();
         match self.base[..] {
-            [_, base] if second.is_some() => {
+            // A pair of margins: only the second base counts, and the first score is its opposite.
+            [_, base] if voted => {
                 let score = base + first.unwrap_or(0.0);
-                (*first, *second) = (Some(-score), Some(score));
+                *first = first.map(|_| -score);
+                *second = Some(score);
             }
-            [base_first, base_second] => {
-                *first = Some(first.unwrap_or(0.0) + base_first);
-                *second = Some(base_second);
-            }
-            [base] => *first = Some(first.unwrap_or(0.0) + base),
+            [base, _] | [base] => *first = first.map(|score| score + base),
             _ => {}
         }
-        let lone = second.is_none();
         let decisive = second.or(*first).unwrap_or(0.0);
-        let positive = decisive > if self.one_sided && self.shares { 0.5 } else { 0.0 };
-        if !lone {
-            (out[0], out[1]) = (first.unwrap_or(0.0), decisive);
+        let shares = self.one_sided && self.shares;
+        if voted || self.base.len() == 2 {
+            (out[0], out[1]) = (first.unwrap_or(0.0), second.unwrap_or(0.0));
             self.post.row(out);
-        } else if self.one_sided && self.shares {
-            (out[0], out[1]) = (1.0 - decisive, decisive);
-        } else {
+        } else if self.post == Post::Logistic {
             (out[0], out[1]) = (-decisive, decisive);
-            if self.post == Post::Logistic {
-                self.post.row(out);
-            } else if !positive {
-                (out[0], out[1]) = (decisive, -decisive);
-            }
+            self.post.row(out);
+        } else {
+            // One score for two classes is not transformed any further.
+            (out[0], out[1]) = (if shares { 1.0 - decisive } else { -decisive }, decisive);
         }
+        let positive = decisive > if shares { 0.5 } else { 0.0 };
         usize::from(positive)
     }
 }
