@@ -31,6 +31,13 @@ INTEGRAL = {"BOOL", "INT32", "INT64", "UINT8", "INT8"}
 MOST_FIXED = 64
 
 
+# Tests whose expected answers a later release of onnx corrected: there they are run.
+MENDED = {
+    # Expected numbers beyond INT8 wrapped around; onnx 1.23.2 has them saturated.
+    "test_qlinearmatmul_2D_int8_float32", "test_qlinearmatmul_3D_int8_float32",
+}  # fmt: skip
+
+
 class Beyond(Exception):
     """The protocol has no name for this value."""
 
@@ -146,7 +153,7 @@ def stored(out, root, kinds):
     count = 0
     for kind in kinds:
         for folder in sorted((root / kind).glob("test_*")):
-            if not (folder / "model.onnx").exists():
+            if not (folder / "model.onnx").exists() or (kind == "node" and folder.name in MENDED):
                 continue
             model = onnx.load(folder / "model.onnx")
             preset = {t.name for t in model.graph.initializer}

@@ -91,6 +91,8 @@ fn set(attributes: &mut Vec<AttributeProto>, attribute: AttributeProto) {
     attributes.push(attribute);
 }
 
+type Change = Box<dyn Fn(&mut Vec<AttributeProto>)>;
+
 #[test]
 fn a_tree_asks_and_answers() {
     let model = load(stump(|_| {}), &one()).unwrap();
@@ -100,7 +102,7 @@ fn a_tree_asks_and_answers() {
 
 #[test]
 fn hostile_trees_are_refused_with_the_name_of_the_node() {
-    let changes: Vec<(&str, Box<dyn Fn(&mut Vec<AttributeProto>)>)> = vec![
+    let changes: Vec<(&str, Change)> = vec![
         ("reached twice", Box::new(|a| set(a, onnx::ints("nodes_truenodeids", &[0, 0, 0])))),
         ("not there", Box::new(|a| set(a, onnx::ints("nodes_truenodeids", &[7, 0, 0])))),
         ("not there", Box::new(|a| set(a, onnx::ints("nodes_falsenodeids", &[i64::MIN, 0, 0])))),

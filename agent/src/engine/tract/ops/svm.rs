@@ -215,6 +215,7 @@ impl Classifier {
     }
 
     /// One probability per class out of those of the pairs.
+    #[allow(clippy::needless_range_loop, reason = "written as the paper has it")]
     fn couple(&self, decisions: &[f32]) -> Vec<f64> {
         let classes = self.labels.len();
         let mut r = vec![0f64; classes * classes];

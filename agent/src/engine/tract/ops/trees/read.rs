@@ -11,6 +11,7 @@ const MAX_FEATURES: usize = 1 << 24;
 /// The form of TreeEnsembleClassifier (`side` is "class") and TreeEnsembleRegressor ("target"): one list
 /// per property, a row for each node, children by the number they have in their tree. Second: whether any
 /// of it is in double precision.
+#[allow(clippy::needless_range_loop, reason = "several lists are read in step")]
 pub(super) fn by_node(
     ctx: &ParsingContext,
     node: &NodeProto,
@@ -119,6 +120,7 @@ fn mode(name: &str) -> TractResult<Mode> {
 }
 
 /// The form of TreeEnsemble: inner nodes and leaves in lists of their own, children by index.
+#[allow(clippy::needless_range_loop, reason = "several lists are read in step")]
 pub(super) fn by_index(ctx: &ParsingContext, node: &NodeProto) -> TractResult<Grove> {
     let list = |name: &str| -> TractResult<Vec<f64>> {
         let found = tensor(ctx, node, name)?;
