@@ -42,7 +42,7 @@ def reason(words):
     words = re.sub(r"node `[^`]*` uses operator", "operator", words)
     words = re.sub(r"#\d+ \"[^\"]*\"", "a node", words)
     words = re.sub(r"^`[^`]*` is an? ", "a tensor is ", re.sub(r"^`[^`]*` is ([A-Z])", r"a tensor is \1", words))
-    words = words.replace("|", "/").replace("<", "‹").replace(">", "›")
+    words = words.replace("`", "'").replace("|", "/").replace("<", "‹").replace(">", "›")
     return words if len(words) <= 110 else words[:107] + "..."
 
 
