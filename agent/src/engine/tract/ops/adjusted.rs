@@ -8,10 +8,7 @@ use std::sync::Arc;
 use tract_onnx::{
     model::{OnnxOpRegister, ParsingContext},
     pb::NodeProto,
-    tract_core::ops::{
-        konst::Const,
-        nn::{Reduce, Reducer},
-    },
+    tract_core::ops::nn::{Reduce, Reducer},
     tract_hir::internal::*,
 };
 
@@ -110,15 +107,14 @@ impl InferenceOp for Adjusted {
     ) -> TractResult<TVec<OutletId>> {
         match self.how {
             How::Extremes => {
+                // tract computes with small constants while it wires: not with what is taken out below.
+                let x = mapping[&node.inputs[0]];
+                let fact = target.outlet_fact(x)?.clone();
+                target.set_outlet_fact(x, fact.without_value())?;
                 let first = target.nodes().len();
                 let outputs = self.inner.to_typed(source, node, target, mapping)?;
+                target.set_outlet_fact(x, fact)?;
                 for id in first..target.nodes().len() {
-                    if target.node(id).op_is::<Const>() {
-                        continue;
-                    }
-                    // Constant inputs were computed with on the way, by what is taken out here.
-                    let fact = target.outlet_fact(id.into())?.without_value();
-                    target.set_outlet_fact(id.into(), fact)?;
                     let Some(reduce) = target.node(id).op_as::<Reduce>() else { continue };
                     let max = reduce.reducer == Reducer::Max;
                     let kind = target.outlet_fact(id.into())?.datum_type;

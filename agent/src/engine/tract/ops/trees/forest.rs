@@ -77,6 +77,7 @@ struct Test {
 
 #[derive(Debug)]
 enum Tests {
+    /// [`Mode::Leq`] or [`Mode::Lt`].
     All(Mode),
     /// One per node.
     Each(Vec<Test>),
@@ -131,7 +132,8 @@ impl<T: Real> Forest<T> {
             nodes.push(Node { threshold: T::from_f64(0.0), feature: 0, next: [itself, itself] });
         }
         let mode = each.first().map_or(Mode::Leq, |test| test.mode);
-        let alike = |test: &Test| test.mode == mode && !test.missing_is_true && mode != Mode::Member;
+        let common = matches!(mode, Mode::Leq | Mode::Lt);
+        let alike = |test: &Test| common && test.mode == mode && !test.missing_is_true;
         let tests = if each.iter().all(alike) {
             Tests::All(mode)
         } else {
@@ -165,18 +167,22 @@ impl<T: Real> Forest<T> {
         self.roots.len()
     }
 
-    /// Calls `vote` with target and weight for each vote of each tree, in the order of the trees. `row`
-    /// must have [`Forest::features`] elements at least; its precision is the one of all comparisons.
-    pub(super) fn ask<X: Real + From<T>>(&self, row: &[X], vote: impl FnMut(usize, X)) {
+    /// Puts the leaf that each tree leads to into `found`, in the order of the trees. `row` must have
+    /// [`Forest::features`] elements at least; its precision is the one of all comparisons.
+    pub(super) fn leaves<X: Real + From<T>>(&self, row: &[X], found: &mut Vec<u32>) {
+        found.clear();
         match &self.tests {
-            Tests::All(Mode::Leq) => self.walk(row, |_, x, t| x <= t, vote),
-            Tests::All(Mode::Lt) => self.walk(row, |_, x, t| x < t, vote),
-            Tests::All(Mode::Gte) => self.walk(row, |_, x, t| x >= t, vote),
-            Tests::All(Mode::Gt) => self.walk(row, |_, x, t| x > t, vote),
-            Tests::All(Mode::Eq) => self.walk(row, |_, x, t| x == t, vote),
-            Tests::All(_) => self.walk(row, |_, x, t| x != t, vote),
-            Tests::Each(tests) => self.walk(row, |at, x, t| self.holds(&tests[at], x, t), vote),
+            // The two that exporters write are worth code of their own; the others are tested node by node.
+            Tests::All(Mode::Lt) => self.walk(row, |_, x, t| x < t, found),
+            Tests::All(_) => self.walk(row, |_, x, t| x <= t, found),
+            Tests::Each(tests) => self.walk(row, |at, x, t| self.holds(&tests[at], x, t), found),
         }
+    }
+
+    /// What a leaf of [`Forest::leaves`] votes for, and with which weight.
+    pub(super) fn votes(&self, leaf: u32) -> &[(u32, T)] {
+        let leaf = (leaf - self.first_leaf) as usize;
+        &self.votes[self.starts[leaf] as usize..self.starts[leaf + 1] as usize]
     }
 
     fn holds<X: Real + From<T>>(&self, test: &Test, x: X, threshold: X) -> bool {
@@ -198,38 +204,26 @@ impl<T: Real> Forest<T> {
         }
     }
 
-    #[inline(always)]
-    fn walk<X: Real + From<T>>(
-        &self,
-        row: &[X],
-        holds: impl Fn(usize, X, X) -> bool,
-        mut vote: impl FnMut(usize, X),
-    ) {
+    fn walk<X: Real + From<T>>(&self, row: &[X], holds: impl Fn(usize, X, X) -> bool, found: &mut Vec<u32>) {
         let step = |at: u32| {
             let node = &self.nodes[at as usize];
             let threshold = X::from(node.threshold);
             node.next[usize::from(holds(at as usize, row[node.feature as usize], threshold))]
         };
-        let mut count = |at: u32| {
-            let leaf = (at - self.first_leaf) as usize;
-            for (target, weight) in &self.votes[self.starts[leaf] as usize..self.starts[leaf + 1] as usize] {
-                vote(*target as usize, X::from(*weight));
-            }
-        };
         let (groups, rest) = self.roots.as_chunks::<LANES>();
         for group in groups {
-            let mut at = *group;
-            while at.iter().fold(u32::MAX, |low, at| low.min(*at)) < self.first_leaf {
-                at = at.map(step);
+            let [mut a, mut b, mut c, mut d] = *group;
+            while a.min(b).min(c.min(d)) < self.first_leaf {
+                (a, b, c, d) = (step(a), step(b), step(c), step(d));
             }
-            at.into_iter().for_each(&mut count);
+            found.extend_from_slice(&[a, b, c, d]);
         }
         for root in rest {
             let mut at = *root;
             while at < self.first_leaf {
                 at = step(at);
             }
-            count(at);
+            found.push(at);
         }
     }
 }

@@ -97,29 +97,21 @@ fn ask<T: Real, X: Real + From<T>>(
     let zero = X::from(T::from_f64(0.0));
     let mut votes: Vec<(X, bool)> = vec![(zero, false); forest.targets];
     let mut scores: Vec<Option<f64>> = Vec::with_capacity(forest.targets);
+    let mut leaves = Vec::with_capacity(forest.trees());
     let trees = forest.trees() as f64;
     for row in values.chunks_exact(columns).take(rows) {
         votes.fill((zero, false));
-        match aggregate {
-            Aggregate::Sum | Aggregate::Average => forest.ask(row, |target, weight| {
-                let (sum, voted) = &mut votes[target];
-                *sum += weight;
-                *voted = true;
-            }),
-            Aggregate::Min => forest.ask(row, |target, weight| {
-                let (least, voted) = &mut votes[target];
-                if !*voted || weight < *least {
-                    *least = weight;
-                }
-                *voted = true;
-            }),
-            Aggregate::Max => forest.ask(row, |target, weight| {
-                let (most, voted) = &mut votes[target];
-                if !*voted || weight > *most {
-                    *most = weight;
-                }
-                *voted = true;
-            }),
+        forest.leaves(row, &mut leaves);
+        for (target, weight) in leaves.iter().flat_map(|leaf| forest.votes(*leaf)) {
+            let weight = X::from(*weight);
+            let (score, voted) = &mut votes[*target as usize];
+            match aggregate {
+                Aggregate::Sum | Aggregate::Average => *score += weight,
+                Aggregate::Min if !*voted || weight < *score => *score = weight,
+                Aggregate::Max if !*voted || weight > *score => *score = weight,
+                Aggregate::Min | Aggregate::Max => {}
+            }
+            *voted = true;
         }
         let share = if aggregate == Aggregate::Average { trees } else { 1.0 };
         scores.clear();
