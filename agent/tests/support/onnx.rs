@@ -47,6 +47,12 @@ pub fn text(name: &str, value: &str) -> AttributeProto {
 pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     attribute(name, AttributeType::Ints, |a| a.ints = values.to_vec())
 }
+pub fn float(name: &str, value: f32) -> AttributeProto {
+    attribute(name, AttributeType::Float, |a| a.f = value)
+}
+pub fn floats(name: &str, values: &[f32]) -> AttributeProto {
+    attribute(name, AttributeType::Floats, |a| a.floats = values.to_vec())
+}
 pub fn int(name: &str, value: i64) -> AttributeProto {
     attribute(name, AttributeType::Int, |a| a.i = value)
 }

@@ -1,13 +1,13 @@
 //! What this engine lacks, and what it is known to answer wrongly without an error.
 //!
 //! Each wrong case was reproduced on tract 0.23.9 against ONNX Runtime; a later tract may shorten this
-//! list. Not here because a graph does not show them: BitShift by a run-time amount of at least the
-//! word's width, and some int8 QLinearMatMul (where ONNX Runtime fails the same tests). `Attention`, wrong
-//! with past keys or a local window, is not built in: tract has it under its feature `transformers`.
+//! list. What could be computed rightly instead is in `ops`. `Attention`, wrong with past keys or a local
+//! window, is not built in: tract has it under its feature `transformers`.
 
 use super::{
     NAME, VERSION,
     inspect::{attribute, node_name, operator_name, subgraphs},
+    ops,
     words::unsupported,
 };
 use crate::engine::LoadError;
@@ -16,15 +16,6 @@ use tract_onnx::{Onnx, pb};
 
 /// tract looks operators up by name alone, so an operator of a foreign domain that shares a name with
 /// ONNX's would silently be computed as ONNX's. These are the ones it really means.
-const ML: [&str; 6] = [
-    "ArrayFeatureExtractor",
-    "CategoryMapper",
-    "LinearClassifier",
-    "LinearRegressor",
-    "Normalizer",
-    "TreeEnsembleClassifier",
-];
-
 const MICROSOFT: [&str; 9] = [
     "BiasGelu",
     "FastGelu",
@@ -70,11 +61,12 @@ fn has(node: &pb::NodeProto, onnx: &Onnx) -> bool {
     let op = node.op_type.as_str();
     let meant = match node.domain.as_str() {
         "" | "ai.onnx" => true,
-        "ai.onnx.ml" => ML.contains(&op),
+        "ai.onnx.ml" => ops::ML.contains(&op),
         "com.microsoft" => MICROSOFT.contains(&op),
         _ => false,
     };
-    meant && onnx.op_register.0.contains_key(op)
+    // Names with a space are tract's own builders that ours stand before.
+    meant && !op.contains(' ') && onnx.op_register.0.contains_key(op)
 }
 
 /// How `node` is used in a way that gives wrong answers; completes "uses operator `op` ...".
@@ -86,18 +78,18 @@ fn wrong(
     let text = |name: &str| attribute(node, name).map(|a| String::from_utf8_lossy(&a.s).into_owned());
     let says = |name: &str, value: &str| text(name).is_some_and(|t| t.eq_ignore_ascii_case(value));
     match node.op_type.as_str() {
-        // Error 0.2 to 0.3; forward and bidirectional are right.
-        "LSTM" | "GRU" | "RNN" if says("direction", "reverse") => Some("with direction=reverse".into()),
+        // Its dictionaries become a matrix, which only the outside can make sense of.
+        "ZipMap" if node.output.iter().any(|output| consumers.contains_key(output.as_str())) => {
+            Some("in front of another node".into())
+        }
+        // The attribute is not read.
+        "Swish" if attribute(node, "alpha").is_some_and(|a| a.f != 1.0) => {
+            Some("with another alpha than 1".into())
+        }
         // All outputs become 1.0 once tract folds quantisation into the Softmax.
         "Softmax" | "LogSoftmax" if is_quantised(node, consumers) => {
             Some("between quantisation steps (QDQ)".into())
         }
-        // A BRANCH_GTE node is read as a leaf.
-        "TreeEnsembleClassifier" => attribute(node, "nodes_modes")?
-            .strings
-            .iter()
-            .any(|mode| mode == b"BRANCH_GTE")
-            .then(|| "with nodes_modes BRANCH_GTE".into()),
         "SpaceToDepth" if says("mode", "CRD") => Some("with mode=CRD".into()),
         "AveragePool" => {
             let dilated = attribute(node, "dilations").is_some_and(|a| a.ints.iter().any(|d| *d > 1));

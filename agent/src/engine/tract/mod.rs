@@ -10,6 +10,7 @@ mod bind;
 mod inspect;
 mod known_wrong;
 mod model;
+mod ops;
 mod plans;
 mod tensors;
 mod words;
@@ -49,7 +50,9 @@ impl Default for TractEngine {
 impl TractEngine {
     pub fn new() -> Self {
         // Files carry symbolic value_info that contradicts concrete shapes.
-        Self { onnx: tract_onnx::onnx().with_ignore_value_info(true) }
+        let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+        ops::register(&mut onnx.op_register);
+        Self { onnx }
     }
 
     /// Makes tract look at the processor now, by running a matrix product of 2 by 2. On ARM it reads

@@ -261,6 +261,11 @@ fn check_input(spec: &TensorSpec, tensor: &Tensor) -> Result<(), RunError> {
         let byte = tensor.data()[at];
         return bad(format!("input `{}`: element {at} is the byte {byte}, a BOOL is 0 or 1", spec.name));
     }
+    if tensor.datatype() == edgefleet_shared::tensor::Datatype::Bytes
+        && let Some(at) = tensors::bad_text(tensor.data())
+    {
+        return bad(format!("input `{}`: element {at} is not UTF-8; engine {NAME} takes texts", spec.name));
+    }
     Ok(())
 }
 

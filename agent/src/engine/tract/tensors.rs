@@ -5,12 +5,12 @@ use edgefleet_shared::{
     bundle::TensorSpec,
     tensor::{Datatype, Tensor},
 };
-use tract_onnx::prelude::{DatumType, Tensor as Plain, TractResult};
+use tract_onnx::prelude::{DatumType, IntoTensor, Tensor as Plain, TractResult, tract_ndarray};
 
 // Both sides hold elements in the machine's order; the protocol's is little endian.
 const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines need a byte swap here");
 
-/// tract's type for a datatype; `None` for BF16 and BYTES, which it cannot take.
+/// tract's type for a datatype; `None` for BF16, which it cannot take. BYTES are texts.
 pub(super) fn engine_type(datatype: Datatype) -> Option<DatumType> {
     Some(match datatype {
         Datatype::Bool => DatumType::Bool,
@@ -25,7 +25,8 @@ pub(super) fn engine_type(datatype: Datatype) -> Option<DatumType> {
         Datatype::Fp16 => DatumType::F16,
         Datatype::Fp32 => DatumType::F32,
         Datatype::Fp64 => DatumType::F64,
-        Datatype::Bf16 | Datatype::Bytes => return None,
+        Datatype::Bytes => DatumType::String,
+        Datatype::Bf16 => return None,
     })
 }
 
@@ -45,13 +46,22 @@ pub(super) fn protocol_type(kind: DatumType) -> Option<Datatype> {
         DatumType::F16 => Datatype::Fp16,
         DatumType::F32 => Datatype::Fp32,
         DatumType::F64 => Datatype::Fp64,
+        DatumType::String => Datatype::Bytes,
         _ => return None,
     })
 }
 
 /// `data` must be `shape` elements of `kind`; `kind` is none but those of [`engine_type`], and BOOL
 /// bytes must be 0 or 1 ([`bad_bool`]).
+///
+/// # Errors
+/// BYTES that are no UTF-8 ([`bad_text`]).
 pub(super) fn to_engine(kind: DatumType, shape: &[usize], data: &[u8]) -> TractResult<Plain> {
+    if kind == DatumType::String {
+        let texts = elements(data).map(|raw| Ok(std::str::from_utf8(raw)?.to_owned()));
+        let texts: Vec<String> = texts.collect::<TractResult<_>>()?;
+        return Ok(tract_ndarray::ArrayD::from_shape_vec(shape, texts)?.into_tensor());
+    }
     let mut plain = Plain::zero_dt(kind, shape)?;
     plain.as_bytes_mut().copy_from_slice(data);
     Ok(plain)
@@ -61,6 +71,21 @@ pub(super) fn to_engine(kind: DatumType, shape: &[usize], data: &[u8]) -> TractR
 /// behaviour, so this stands before every BOOL input.
 pub(super) fn bad_bool(data: &[u8]) -> Option<usize> {
     data.iter().position(|byte| *byte > 1)
+}
+
+/// Index of the first of BYTES elements that is no UTF-8: ONNX has texts, not bytes.
+pub(super) fn bad_text(data: &[u8]) -> Option<usize> {
+    elements(data).position(|raw| std::str::from_utf8(raw).is_err())
+}
+
+/// The elements of BYTES data, which its tensor has checked.
+fn elements(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = data.split_first_chunk::<4>()?;
+        let (element, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        data = rest;
+        Some(element)
+    })
 }
 
 /// The raw bytes of an output, checked against its place in the interface.
@@ -85,14 +110,34 @@ pub(super) fn from_engine(spec: &TensorSpec, plain: &Plain) -> Result<(Vec<usize
     } else {
         std::borrow::Cow::Borrowed(plain)
     };
+    if plain.datum_type() == DatumType::String {
+        return Ok((shape.to_vec(), texts(&plain).map_err(|e| format!("output `{}`: {e:#}", spec.name))?));
+    }
     if !plain.is_plain_ram() {
         return Err(format!("output `{}` is not held as plain numbers", spec.name));
     }
     Ok((shape.to_vec(), Bytes::copy_from_slice(plain.as_bytes())))
 }
 
+fn texts(plain: &Plain) -> TractResult<Bytes> {
+    let texts = plain.try_as_plain_ram()?;
+    let texts = texts.as_slice::<String>()?;
+    let mut raw = Vec::with_capacity(texts.iter().map(|text| text.len() + 4).sum());
+    for text in texts {
+        raw.extend_from_slice(&u32::try_from(text.len())?.to_le_bytes());
+        raw.extend_from_slice(text.as_bytes());
+    }
+    Ok(raw.into())
+}
+
 /// Rows `[row, row + 1)` of a tensor whose first dimension is `rows`.
 pub(super) fn row(tensor: &Tensor, row: usize, rows: usize) -> Bytes {
+    if tensor.datatype() == Datatype::Bytes {
+        let each = tensor.len() / rows;
+        let end =
+            |count: usize| -> usize { elements(tensor.data()).take(count).map(|raw| raw.len() + 4).sum() };
+        return tensor.data().slice(end(row * each)..end((row + 1) * each));
+    }
     let size = tensor.data().len() / rows;
     tensor.data().slice(row * size..(row + 1) * size)
 }

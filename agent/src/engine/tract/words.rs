@@ -60,7 +60,12 @@ pub(super) fn load_error(words: &str) -> LoadError {
         (Some(node), Some(op)) => format!(" at node `{node}` ({op})"),
         _ => String::new(),
     };
-    let message = format!("engine {NAME} {VERSION} could not load the model{at}: {}", excerpt(words));
+    let mut reason = words;
+    while let Some((_, rest)) = reason.strip_prefix("Building node ").and_then(|rest| rest.split_once("): "))
+    {
+        reason = rest;
+    }
+    let message = format!("engine {NAME} {VERSION} could not load the model{at}: {}", excerpt(reason));
     LoadError { code, message, node, op }
 }
 
@@ -78,8 +83,9 @@ fn culprit(words: &str) -> Option<(String, String)> {
     let word = |text: &str| -> String {
         text.chars().take_while(|c| c.is_alphanumeric() || matches!(c, '_' | '.')).collect()
     };
-    if let Some((_, rest)) = words.split_once("Building node ") {
-        let (name, rest) = rest.split_once(" (")?;
+    // tract says it first, with the name in the file, which may be empty; our own builders say it again.
+    let mut built = words.split("Building node ").skip(1).filter_map(|rest| rest.split_once(" ("));
+    if let Some((name, rest)) = built.find(|(name, _)| !name.is_empty()) {
         return Some((name.to_owned(), word(rest)));
     }
     let mut rest = words;
@@ -108,6 +114,7 @@ mod tests {
                 Some(("project", "MatMulInference")),
             ),
             ("Building node resize_1 (Resize): no mode", Some(("resize_1", "Resize"))),
+            ("Building node  (Scaler): Building node y (Scaler): no scale", Some(("y", "Scaler"))),
             ("# nothing #x #7", None),
             (r#"#7 "cut"#, None),
             ("", None),
