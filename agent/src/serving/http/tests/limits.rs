@@ -143,10 +143,10 @@ async fn connections_beyond_the_limit_are_told_to_come_back() {
 }
 
 /// Entered, and the condition and flag that let everybody out.
-type Gate = (Notify, parking_lot::Condvar, Mutex<bool>);
+pub(in crate::serving) type Gate = (Notify, parking_lot::Condvar, Mutex<bool>);
 
 /// A model that waits until it is let go.
-fn held() -> (Arc<ServedBundle>, Arc<Gate>) {
+pub(in crate::serving) fn held() -> (Arc<ServedBundle>, Arc<Gate>) {
     let gate: Arc<Gate> = Arc::default();
     let inner = gate.clone();
     let model = move |inputs: &[Tensor]| {
