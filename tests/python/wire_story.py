@@ -276,7 +276,7 @@ def shared_memory_in_and_out(story):
             for datatype in ("FP32", "BF16", "BYTES"):
                 values = VALUES[datatype]
                 raw = values if datatype != "BYTES" else serialize_byte_tensor(values)
-                size = raw.item().__len__() if datatype == "BYTES" else raw.nbytes
+                size = len(raw.item()) if datatype == "BYTES" else raw.nbytes
                 shared_memory.set_shared_memory_region(handle, [raw], 64)
                 tensor = way.module.InferInput("x", [1, 2], datatype)
                 tensor.set_shared_memory("tensors", size, 64)

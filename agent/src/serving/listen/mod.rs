@@ -5,6 +5,8 @@
 
 mod socket;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use socket::{SocketError, SocketFile};

@@ -24,8 +24,8 @@ pub enum TlsError {
     Pem { wanted: &'static str, path: PathBuf, source: rustls::pki_types::pem::Error },
     #[error("`{}` holds no certificate in PEM", path.display())]
     NoCertificate { path: PathBuf },
-    #[error("certificate `{}` and key `{}` cannot be used together", certificate.display(), key.display())]
-    Pair { certificate: PathBuf, key: PathBuf, source: rustls::Error },
+    #[error("certificate `{}` cannot be used with its key", certificate.display())]
+    Pair { certificate: PathBuf, source: rustls::Error },
 }
 
 /// Presents the chain in `certificate` with its `key`, both PEM, to clients of HTTP and gRPC.
@@ -48,8 +48,7 @@ pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError>
         return Err(TlsError::NoCertificate { path: certificate.to_owned() });
     }
     let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(no_pem("private key", key))?;
-    let unusable =
-        |source| TlsError::Pair { certificate: certificate.to_owned(), key: key.to_owned(), source };
+    let unusable = |source| TlsError::Pair { certificate: certificate.to_owned(), source };
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
