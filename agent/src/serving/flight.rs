@@ -58,19 +58,24 @@ impl InFlight {
     ) -> Result<Answered, Failed> {
         let (active, state) = (self.active.clone(), self.state.clone());
         self.rows = rows(&active, &inputs);
+        let too_late = || {
+            let us = timeout.unwrap_or_default().as_micros();
+            let why = format!("the request was not answered within its timeout of {us} us");
+            let error = ApiError::new(StatusCode::GATEWAY_TIMEOUT, why);
+            (Outcome::Failed(ErrorCode::Cancelled), error)
+        };
+        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        // Timers are coarse: what is late already is not even queued.
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return Err(too_late());
+        }
         let mirror = active.shadow().and_then(|shadow| shadow.admit(&inputs, self.rows));
         let running = state.0.pool.run(active.served.model.clone(), inputs);
-        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
         let answer = match deadline {
             None => running.await,
             Some(at) => match tokio::time::timeout_at(at.into(), running).await {
                 Ok(answer) => answer,
-                Err(_) => {
-                    let us = timeout.unwrap_or_default().as_micros();
-                    let why = format!("the request was not answered within its timeout of {us} us");
-                    let error = ApiError::new(StatusCode::GATEWAY_TIMEOUT, why);
-                    return Err((Outcome::Failed(ErrorCode::Cancelled), error));
-                }
+                Err(_) => return Err(too_late()),
             },
         };
         let Answer { outputs, queue, infer } = answer.map_err(not_run)?;
