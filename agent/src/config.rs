@@ -66,6 +66,13 @@ impl fmt::Debug for LocalToken {
     }
 }
 
+/// What a listener shows to prove who it is, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 /// Everything the agent can be told on its device. What the fleet decides comes from the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -73,8 +80,21 @@ pub struct Config {
     /// Hardware class, as bundles name it; empty for none.
     pub hardware: String,
     pub http_listen: SocketAddr,
+    /// gRPC on a port of its own; every other listener but that of the metrics speaks it too.
+    pub grpc_listen: Option<SocketAddr>,
+    /// HTTP and gRPC for other machines.
+    pub remote_listen: Option<SocketAddr>,
+    /// `None`: in clear text.
+    pub remote_tls: Option<CertificateFiles>,
+    /// Bearer token of every request from another machine.
+    pub remote_token: Option<LocalToken>,
+    /// HTTP and gRPC by a socket file, and its rights.
+    pub socket: Option<PathBuf>,
+    pub socket_mode: u32,
+    /// Whether programs on this machine may pass tensors through `/dev/shm`.
+    pub shared_memory: bool,
     pub metrics_listen: SocketAddr,
-    /// Said explicitly before anything listens beyond loopback.
+    /// Said explicitly before anything listens beyond loopback without TLS or a token.
     pub allow_remote: bool,
     /// Names of this device that clients may use besides its addresses.
     pub host_names: Vec<String>,
@@ -101,11 +121,19 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("data", "/var/lib/edgefleet-agent", "folder for identity, bundles, state and outbox"),
     ("hardware", "", "hardware class, as bundles name it"),
     ("http.listen", "127.0.0.1:8000", "Open Inference Protocol; port 0 takes a free one"),
-    ("http.allow_remote", "false", "allow listening beyond loopback (without authentication)"),
+    ("http.allow_remote", "false", "allow listening beyond loopback without TLS or a token"),
     ("http.host_names", "", "names clients may call this device by, separated by spaces"),
     ("http.local_token", "", "bearer token of repository load and unload; without one both are off"),
     ("http.body_limit", "16MiB", "largest request body"),
+    ("grpc.listen", "127.0.0.1:8001", "the same over gRPC; port 0 takes a free one, empty opens none"),
+    ("remote.listen", "", "HTTP and gRPC for other machines; needs TLS or a token"),
+    ("remote.tls_certificate", "", "PEM file with the certificate chain of `remote.listen`"),
+    ("remote.tls_key", "", "PEM file with its private key"),
+    ("remote.token", "", "bearer token that requests from other machines must carry"),
     ("metrics.listen", "127.0.0.1:8002", "Prometheus metrics; port 0 takes a free one"),
+    ("serving.socket", "", "socket file for HTTP and gRPC, such as `/run/edgefleet/agent.sock`"),
+    ("serving.socket_mode", "0660", "rights of the socket file, in octal"),
+    ("serving.shared_memory", "true", "take tensors through /dev/shm from programs on this machine"),
     ("serving.threads", "0", "inference threads, 0 is one per core"),
     ("serving.queue", "64", "requests that may wait for an inference thread"),
     ("probe.memory_headroom", "32MiB", "memory a bundle under test may use beyond its declared peak"),
@@ -236,7 +264,7 @@ impl Raw {
         };
         parse(text)
             .map_err(|problem| {
-                let shown = if key == "http.local_token" { "..." } else { text };
+                let shown = if key.ends_with("token") { "..." } else { text };
                 wrong.push(ConfigError { origin, problem: format!("`{key}` is `{shown}`, {problem}") });
             })
             .ok()
@@ -276,20 +304,60 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     });
     let http_listen = raw.take("http.listen", wrong, address);
     let metrics_listen = raw.take("metrics.listen", wrong, address);
-    let allow_remote = raw.take("http.allow_remote", wrong, |text| {
-        text.parse::<bool>().map_err(|_| "which is neither `true` nor `false`".to_owned())
-    });
-    for (key, listen) in [("http.listen", http_listen), ("metrics.listen", metrics_listen)] {
+    let or_none = |text: &str| if text.is_empty() { Ok(None) } else { address(text).map(Some) };
+    let grpc_listen = raw.take("grpc.listen", wrong, or_none);
+    let remote_listen = raw.take("remote.listen", wrong, or_none);
+    let truth =
+        |text: &str| text.parse::<bool>().map_err(|_| "which is neither `true` nor `false`".to_owned());
+    let file = |text: &str| Ok((!text.is_empty()).then(|| PathBuf::from(text)));
+    let allow_remote = raw.take("http.allow_remote", wrong, truth);
+    let token = |text: &str| match text {
+        "" => Ok(None),
+        text if text.len() < SHORTEST_TOKEN => {
+            Err(format!("at least {SHORTEST_TOKEN} characters are needed"))
+        }
+        text => Ok(Some(LocalToken(text.to_owned()))),
+    };
+    let remote_token = raw.take("remote.token", wrong, token);
+    let certificate = raw.take("remote.tls_certificate", wrong, file);
+    let key = raw.take("remote.tls_key", wrong, file);
+    let remote_tls = match (certificate.flatten(), key.flatten()) {
+        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+        (None, None) => None,
+        (certificate, _) => {
+            let (given, missing) = match certificate {
+                Some(_) => ("remote.tls_certificate", "remote.tls_key"),
+                None => ("remote.tls_key", "remote.tls_certificate"),
+            };
+            let problem = format!("`{given}` needs `{missing}` too");
+            wrong.push(ConfigError { origin: raw.origin(given), problem });
+            None
+        }
+    };
+    let has_token = remote_token.as_ref().is_some_and(Option::is_some);
+    for (key, listen, is_guarded) in [
+        ("http.listen", http_listen, has_token),
+        ("grpc.listen", grpc_listen.flatten(), has_token),
+        ("remote.listen", remote_listen.flatten(), has_token || remote_tls.is_some()),
+        ("metrics.listen", metrics_listen, has_token),
+    ] {
         if let (Some(listen), Some(false)) = (listen, allow_remote)
             && !listen.ip().is_loopback()
+            && !is_guarded
         {
             let problem = format!(
-                "`{key}` is `{listen}`, which others can reach without any authentication; \
-                 write `http.allow_remote = true` if that is meant"
+                "`{key}` is `{listen}`, which others can reach without any authentication; use `remote.listen` with \
+                 TLS or a `remote.token`, or write `http.allow_remote = true` if that is meant"
             );
             wrong.push(ConfigError { origin: raw.origin(key), problem });
         }
     }
+    let socket = raw.take("serving.socket", wrong, file);
+    let socket_mode = raw.take("serving.socket_mode", wrong, |text| {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+        mode.ok_or_else(|| "which are no rights in octal; write them as `0660`".to_owned())
+    });
+    let shared_memory = raw.take("serving.shared_memory", wrong, truth);
     let host_names = raw.take("http.host_names", wrong, |text| {
         let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
         let names: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
@@ -298,13 +366,7 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
             Some(name) => Err(format!("but `{name}` is no host name; leave scheme and port away")),
         }
     });
-    let local_token = raw.take("http.local_token", wrong, |text| match text {
-        "" => Ok(None),
-        text if text.len() < SHORTEST_TOKEN => {
-            Err(format!("at least {SHORTEST_TOKEN} characters are needed"))
-        }
-        text => Ok(Some(LocalToken(text.to_owned()))),
-    });
+    let local_token = raw.take("http.local_token", wrong, token);
     let body_limit = raw.take("http.body_limit", wrong, |text| bytes_within(text, 1024, 1 << 30));
     let threads = raw.take("serving.threads", wrong, |text| number_within(text, 0, 1024));
     let queue = raw.take("serving.queue", wrong, |text| number_within(text, 1, 100_000));
@@ -331,6 +393,13 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         data: data?,
         hardware: hardware?,
         http_listen: http_listen?,
+        grpc_listen: grpc_listen?,
+        remote_listen: remote_listen?,
+        remote_tls,
+        remote_token: remote_token?,
+        socket: socket?,
+        socket_mode: socket_mode?,
+        shared_memory: shared_memory?,
         metrics_listen: metrics_listen?,
         allow_remote: allow_remote?,
         host_names: host_names?,

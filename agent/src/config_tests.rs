@@ -85,6 +85,39 @@ fn nothing_listens_beyond_loopback_by_accident() {
             let flags = [(key, listen.to_owned()), ("http.allow_remote", allow.to_owned())];
             assert_eq!(load(None, nothing(), flags).is_ok(), ok, "{key} {listen} {allow}");
         }
+        for key in ["grpc.listen", "remote.listen"] {
+            let flags = [(key, listen.to_owned()), ("http.allow_remote", allow.to_owned())];
+            assert_eq!(load(None, nothing(), flags).is_ok(), ok, "{key} {listen} {allow}");
+        }
+    }
+    let token = ("remote.token", "0123456789abcdef".to_owned());
+    let everywhere = ("remote.listen", "0.0.0.0:8443".to_owned());
+    let certificate = ("remote.tls_certificate", "/c.pem".to_owned());
+    let key = ("remote.tls_key", "/k.pem".to_owned());
+    for (flags, ok) in [
+        (vec![everywhere.clone(), token.clone()], true),
+        (vec![everywhere.clone(), certificate.clone(), key.clone()], true),
+        (vec![everywhere.clone(), certificate.clone()], false),
+        (vec![everywhere.clone(), key.clone()], false),
+        // TLS is that of `remote.listen` alone.
+        (vec![("http.listen", "0.0.0.0:8000".to_owned()), certificate, key], false),
+        (vec![("http.listen", "0.0.0.0:8000".to_owned()), token], true),
+    ] {
+        assert_eq!(load(None, nothing(), flags.clone()).is_ok(), ok, "{flags:?}");
+    }
+}
+
+#[test]
+fn a_socket_has_a_path_and_rights() {
+    let config = load(None, nothing(), []).unwrap();
+    assert_eq!((config.socket, config.socket_mode, config.shared_memory), (None, 0o660, true));
+    assert_eq!(config.grpc_listen, Some("127.0.0.1:8001".parse().unwrap()));
+    let flags = [("serving.socket", "/run/x.sock"), ("serving.socket_mode", "600"), ("grpc.listen", "")];
+    let config = load(None, nothing(), flags.map(|(key, value)| (key, value.to_owned()))).unwrap();
+    assert_eq!((config.socket, config.socket_mode), (Some("/run/x.sock".into()), 0o600));
+    assert_eq!(config.grpc_listen, None);
+    for mode in ["rw", "8", "1777", ""] {
+        assert!(load(None, nothing(), [("serving.socket_mode", mode.to_owned())]).is_err(), "{mode}");
     }
 }
 

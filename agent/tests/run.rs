@@ -259,6 +259,7 @@ fn agent(args: &[&str], data: &Path) -> Command {
         .arg("--data")
         .arg(data)
         .env("EDGEFLEET_AGENT_HTTP_LISTEN", "127.0.0.1:0")
+        .env("EDGEFLEET_AGENT_GRPC_LISTEN", "127.0.0.1:0")
         .env("EDGEFLEET_AGENT_METRICS_LISTEN", "127.0.0.1:0")
         .kill_on_drop(true);
     command

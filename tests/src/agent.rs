@@ -28,6 +28,8 @@ pub struct Agent<'p> {
     /// `http://host:port` of the last start.
     pub base: String,
     pub metrics: String,
+    /// `host:port`.
+    pub grpc: String,
 }
 
 impl<'p> Agent<'p> {
@@ -69,7 +71,8 @@ impl<'p> Agent<'p> {
     /// A device from a folder that is an identity already, such as a copy.
     pub fn at(place: &'p Place, name: &str, id: String, data: PathBuf, env: Vec<(String, OsString)>) -> Self {
         let name = name.to_owned();
-        Self { place, name, id, data, env, process: None, base: String::new(), metrics: String::new() }
+        let (base, metrics, grpc) = Default::default();
+        Self { place, name, id, data, env, process: None, base, metrics, grpc }
     }
 
     /// `edgefleet-agent run`; returns once it listens.
@@ -80,11 +83,13 @@ impl<'p> Agent<'p> {
         let mut command = Command::new(binaries::agent()?);
         command.arg("run").arg("--data").arg(&self.data);
         command.args(["--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+        command.env("EDGEFLEET_AGENT_GRPC_LISTEN", "127.0.0.1:0");
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         let mut process = Process::start(self.place, &self.name, &mut command)?;
         let addresses = process.addresses(&self.data.join("run/addresses.json")).await?;
         let url = |key: &str| format!("http://{}", addresses[key].as_str().unwrap_or_default());
         (self.base, self.metrics) = (url("http"), url("metrics"));
+        self.grpc = addresses["grpc"].as_str().unwrap_or_default().to_owned();
         self.process = Some(process);
         Ok(())
     }

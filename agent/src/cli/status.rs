@@ -199,6 +199,9 @@ mod tests {
     fn a_person_sees_every_slot_its_trouble_and_why_there_is_no_connection() {
         let addresses = Addresses {
             http: "0.0.0.0:8000".parse().unwrap(),
+            grpc: None,
+            remote: None,
+            socket: None,
             metrics: "127.0.0.1:8002".parse().unwrap(),
             device: "dev-1".parse().unwrap(),
             pid: 1,

@@ -12,6 +12,15 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Addresses {
     pub http: SocketAddr,
+    /// gRPC, besides `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<SocketAddr>,
+    /// HTTP and gRPC for other machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<SocketAddr>,
+    /// HTTP and gRPC by file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     pub metrics: SocketAddr,
     pub device: DeviceId,
     /// A file of an earlier run names another process.

@@ -9,6 +9,7 @@ mod adapters;
 pub(crate) mod addresses;
 mod health;
 mod host;
+mod listeners;
 pub(crate) mod lock;
 mod parts;
 mod renewal;
@@ -25,6 +26,7 @@ use crate::{
     serving::{
         SlotTable,
         http::{ServingConfig, ServingState, serve, serve_metrics},
+        listen::{SocketError, TlsError as CertificateError},
     },
     store::outbox::{Bounds, OpenOutcome, Outbox, OutboxError},
     update::{Blocks, Command, HttpsSource, Updater, UpdaterConfig, World, apply::OpenError},
@@ -36,6 +38,7 @@ use addresses::Addresses;
 use arc_swap::ArcSwap;
 use edgefleet_shared::ids::BootId;
 use host::ServingHost;
+use listeners::Listeners;
 use lock::{DataLock, LockError};
 use parts::{Losses, parts};
 use renewal::Renewal;
@@ -51,7 +54,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -90,6 +92,10 @@ pub enum RunError {
     Outbox(#[from] OutboxError),
     #[error("could not listen on {address} (`{key}`)")]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error("could not listen on the socket file (`serving.socket`)")]
+    Socket(#[from] SocketError),
+    #[error("could not use the certificate of `remote.listen`")]
+    Certificate(#[from] CertificateError),
     #[error("could not start {what}")]
     Start { what: &'static str, source: io::Error },
     #[error("could not restore the state of this device")]
@@ -115,6 +121,13 @@ impl RunError {
             Self::Listen { key, .. } => {
                 format!("stop what uses the port, or choose another `{key}`; port 0 takes a free one")
             }
+            Self::Socket(SocketError::InUse { .. }) => {
+                "stop who listens there, or choose another `serving.socket`".into()
+            }
+            Self::Socket(_) => {
+                "choose a `serving.socket` in a folder that exists and that this user may write to".into()
+            }
+            Self::Certificate(_) => "check `remote.tls_certificate` and `remote.tls_key`".into(),
             Self::Outbox(_) | Self::Start { .. } | Self::Restore(_) => return None,
         };
         Some(text)
@@ -198,14 +211,15 @@ impl Agent {
         let engine = Arc::new(TractEngine::new());
         engine.warm_up();
 
-        let http = listen("http.listen", config.http_listen).await?;
-        let metrics = listen("metrics.listen", config.metrics_listen).await?;
+        let Listeners { serving: listeners, metrics, bound } = Listeners::open(&config).await?;
         let serving = ServingConfig {
             body_limit_bytes: config.body_limit,
             body_budget_bytes: config.body_limit.saturating_mul(4),
             drain_timeout: DRAIN,
             host_names: config.host_names.clone(),
             local_token: config.local_token.as_ref().map(|token| token.reveal().to_owned()),
+            remote_token: config.remote_token.as_ref().map(|token| token.reveal().to_owned()),
+            shared_memory: config.shared_memory,
             ..ServingConfig::default()
         };
         let state = ServingState::new(serving, slots.clone(), pool.clone(), monitor.clone());
@@ -255,14 +269,17 @@ impl Agent {
         state.add_status(Arc::new(UpdateStatus(latest.clone())));
 
         let addresses = Addresses {
-            http: http.local_addr().map_err(|source| RunError::Start { what: "listening", source })?,
-            metrics: metrics.local_addr().map_err(|source| RunError::Start { what: "listening", source })?,
+            http: bound.http,
+            grpc: bound.grpc,
+            remote: bound.remote,
+            socket: bound.socket,
+            metrics: bound.metrics,
             device: device.clone(),
             pid: std::process::id(),
         };
         let shutdown = CancellationToken::new();
-        let serving = serve(vec![http], state.clone(), shutdown.clone());
-        let measuring = serve_metrics(vec![metrics], state.clone(), shutdown.clone());
+        let serving = serve(listeners, state.clone(), shutdown.clone());
+        let measuring = serve_metrics(metrics, state.clone(), shutdown.clone());
         let servers = parts.spawn("serving", async {
             tokio::join!(serving, measuring);
         });
@@ -369,10 +386,6 @@ async fn open_outbox(config: &Config, boot: BootId) -> Result<(Outbox, OpenOutco
     let opened = tokio::task::spawn_blocking(move || Outbox::open(&dir, boot, bounds)).await;
     let opened = opened.map_err(|e| RunError::Start { what: "the outbox", source: io::Error::other(e) })?;
     Ok(opened?)
-}
-
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { key, address, source })
 }
 
 /// Cuts windows when their time has come.

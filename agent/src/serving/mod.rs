@@ -1,13 +1,22 @@
-//! Answers clients: the Open Inference Protocol over HTTP, and the table of slots behind it.
+//! Answers clients: the Open Inference Protocol over HTTP and gRPC, and the table of slots behind it.
 //!
-//! [`slots`] says which bundle answers, [`shadow`] runs a candidate beside it, [`oip`] turns bytes into tensors and back (pure), [`http`]
-//! is the shell: listeners, limits, routes.
+//! [`slots`] says which bundle answers, [`shadow`] runs a candidate beside it, [`oip`] turns bytes into tensors and
+//! back (pure). The rest is the shell: [`listen`] takes connections on addresses and socket files, [`http`] and
+//! `grpc` read and write their protocol, `flight` runs and counts what both ask for, `shm` holds shared memory.
 
+mod budget;
+mod describe;
+mod error;
+mod flight;
+mod grpc;
 pub mod http;
+pub mod listen;
 pub mod oip;
 pub mod pressure;
 pub mod shadow;
+mod shm;
 pub mod slots;
+mod state;
 pub mod stats;
 
 pub use slots::{ServedBundle, SlotTable};

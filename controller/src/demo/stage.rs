@@ -178,6 +178,7 @@ impl Stage {
         let args: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
         let env = [
             ("EDGEFLEET_AGENT_HTTP_LISTEN", "127.0.0.1:0"),
+            ("EDGEFLEET_AGENT_GRPC_LISTEN", "127.0.0.1:0"),
             ("EDGEFLEET_AGENT_METRICS_LISTEN", "127.0.0.1:0"),
         ];
         let mut process = Process::start(&name, &self.agent_bin, &args, &env, &log)?;

@@ -347,6 +347,7 @@ impl Device {
         let loopback = "127.0.0.1:0".to_owned();
         let mut all = vec![
             ("EDGEFLEET_AGENT_HTTP_LISTEN", loopback.clone()),
+            ("EDGEFLEET_AGENT_GRPC_LISTEN", loopback.clone()),
             ("EDGEFLEET_AGENT_METRICS_LISTEN", loopback),
             ("EDGEFLEET_AGENT_SERVING_QUEUE", self.queue.to_string()),
         ];

@@ -47,6 +47,52 @@ async fn the_stock_python_client_gets_what_the_protocol_promises() -> Result<()>
 }
 
 #[tokio::test]
+async fn the_stock_grpc_clients_get_the_same_from_a_whole_agent() -> Result<()> {
+    const TOKEN: &str = "0123456789abcdef";
+    let python = std::env::var_os(PYTHON).with_context(|| {
+        format!("{PYTHON} names no interpreter with tritonclient; run `make setup` (`make test` does)")
+    })?;
+    let place = Place::new()?;
+    let mut fleet = Fleet::start(&place, 1).await?;
+    models::publish(&place, &fleet.controller, &models::digits(2)).await?;
+    fleet.controller.assign_and_commit("digits@2").await?;
+    // Once more, with a socket file and a token for loading and unloading.
+    let socket = place.join("agent.sock");
+    let agent = &mut fleet.agents[0];
+    agent.stop().await?;
+    agent.env.push(("EDGEFLEET_AGENT_SERVING_SOCKET".into(), socket.clone().into()));
+    agent.env.push(("EDGEFLEET_AGENT_HTTP_LOCAL_TOKEN".into(), TOKEN.into()));
+    agent.start().await?;
+    let script = repository("tests/python/wire_story.py");
+    let holdout = repository("models/digits/holdout/holdout.json");
+    let args = [
+        script.as_os_str(),
+        OsStr::new("digits"),
+        OsStr::new("--http"),
+        OsStr::new(agent.base.trim_start_matches("http://")),
+        OsStr::new("--grpc"),
+        OsStr::new(&agent.grpc),
+        OsStr::new("--socket"),
+        socket.as_os_str(),
+        OsStr::new("--holdout"),
+        holdout.as_os_str(),
+        OsStr::new("--bundle"),
+        OsStr::new("digits@2"),
+        OsStr::new("--token"),
+        OsStr::new(TOKEN),
+    ];
+    let told = cli::run(Path::new(&python), args, &[]).await?;
+    ensure!(told.code == Some(0), "{}", told.err);
+    // HTTP over the same file.
+    let path = socket.display().to_string();
+    let ready = ["--unix-socket", &path, "--fail-with-body", "http://device/v2/models/digits/ready"];
+    curl(&ready).await?;
+    fleet.stop().await?;
+    ensure!(!socket.exists(), "the socket file is removed at the end");
+    place.end()
+}
+
+#[tokio::test]
 async fn plain_curl_gets_an_answer_and_can_tell_the_truth_afterwards() -> Result<()> {
     let place = Place::new()?;
     let fleet = Fleet::start(&place, 1).await?;

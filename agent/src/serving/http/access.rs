@@ -3,8 +3,10 @@
 //! A page in a browser can send requests to loopback addresses. Such requests carry `Origin` or
 //! `Sec-Fetch-Site`, or after DNS rebinding a foreign `Host`; all of these are refused.
 
-use super::{LocalAddress, ServingState, error::ApiError};
+use super::{ApiError, ServingConfig, ServingState};
+use crate::serving::listen::Came;
 use axum::{
+    Extension,
     extract::{Request, State},
     http::{HeaderMap, StatusCode, Uri, Version, header},
     middleware::Next,
@@ -12,12 +14,31 @@ use axum::{
 };
 use std::net::IpAddr;
 
-pub(super) async fn guard(State(state): State<ServingState>, request: Request, next: Next) -> Response {
-    let local = request.extensions().get::<LocalAddress>().map(|address| address.0);
-    let names = &state.0.config.host_names;
-    match check(request.headers(), request.uri(), request.version(), local, names) {
+pub(super) async fn guard(
+    State(state): State<ServingState>,
+    Extension(came): Extension<Came>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match admit(&state.0.config, request.headers(), request.uri(), request.version(), came) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// # Errors
+/// 400 and 403 for what no program sends, 401 and 403 without the token that other machines need.
+pub(in crate::serving) fn admit(
+    config: &ServingConfig,
+    headers: &HeaderMap,
+    uri: &Uri,
+    version: Version,
+    came: Came,
+) -> Result<(), ApiError> {
+    check(headers, uri, version, came, &config.host_names)?;
+    match &config.remote_token {
+        Some(token) if !came.is_local() => check_bearer(headers, token, "other machines need a token"),
+        _ => Ok(()),
     }
 }
 
@@ -25,7 +46,7 @@ fn check(
     headers: &HeaderMap,
     uri: &Uri,
     version: Version,
-    local: Option<IpAddr>,
+    came: Came,
     names: &[String],
 ) -> Result<(), ApiError> {
     let forbidden = |what: String| Err(ApiError::new(StatusCode::FORBIDDEN, what));
@@ -44,10 +65,18 @@ fn check(
     if hosts.len() > 1 {
         return Err(ApiError::bad("a request has one Host header"));
     }
-    if hosts.is_empty() && version >= Version::HTTP_11 {
+    if hosts.is_empty() && version == Version::HTTP_11 {
         return Err(ApiError::bad("a request needs a Host header"));
     }
+    // HTTP/2 has it in its address.
     hosts.extend(uri.authority().map(|authority| authority.as_str().as_bytes()));
+    if hosts.is_empty() && version > Version::HTTP_11 {
+        return Err(ApiError::bad("a request needs an authority"));
+    }
+    let local = match came {
+        Came::Tcp { local, .. } => local,
+        Came::Socket => return Ok(()), // no browser reaches a socket file, and clients name what they like
+    };
     match hosts.into_iter().find(|host| !is_ours(host, local, names)) {
         None => Ok(()),
         Some(host) => {
@@ -59,7 +88,7 @@ fn check(
     }
 }
 
-fn is_ours(host: &[u8], local: Option<IpAddr>, names: &[String]) -> bool {
+fn is_ours(host: &[u8], local: IpAddr, names: &[String]) -> bool {
     let Ok(host) = std::str::from_utf8(host) else { return false };
     let bare = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -74,7 +103,7 @@ fn is_ours(host: &[u8], local: Option<IpAddr>, names: &[String]) -> bool {
     };
     if let Ok(address) = bare.parse::<IpAddr>() {
         let address = address.to_canonical();
-        return address.is_loopback() || local.is_some_and(|local| local.to_canonical() == address);
+        return address.is_loopback() || local.to_canonical() == address;
     }
     bare.eq_ignore_ascii_case("localhost") || names.iter().any(|name| name.eq_ignore_ascii_case(bare))
 }
@@ -88,21 +117,25 @@ fn is_port(text: &str) -> bool {
 ///
 /// # Errors
 /// 401 without a token, 403 with a wrong one or if none is configured.
-pub(super) fn check_token(headers: &HeaderMap, wanted: Option<&str>) -> Result<(), ApiError> {
+pub(in crate::serving) fn check_token(headers: &HeaderMap, wanted: Option<&str>) -> Result<(), ApiError> {
     let Some(wanted) = wanted else {
         let why = "load and unload are switched off on this device: no local token is configured";
         return Err(ApiError::new(StatusCode::FORBIDDEN, why));
     };
+    check_bearer(headers, wanted, "load and unload need the local token")
+}
+
+fn check_bearer(headers: &HeaderMap, wanted: &str, need: &str) -> Result<(), ApiError> {
     let given =
         headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let Some(given) = given else {
-        let why = "load and unload need the local token: send the header Authorization: Bearer TOKEN";
+        let why = format!("{need}: send the header Authorization: Bearer TOKEN");
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, why));
     };
     // Every byte is looked at, so that the time says nothing about how far the guess was right.
     let differing = given.iter().zip(wanted.as_bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
     if given.len() != wanted.len() || differing != 0 || wanted.is_empty() {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "the local token is wrong"));
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "the token is wrong"));
     }
     Ok(())
 }
@@ -114,7 +147,8 @@ mod tests {
     #[test]
     fn web_pages_and_foreign_hosts_are_refused() {
         let names = ["cam-7.lan".to_owned()];
-        let local = Some("192.168.1.7".parse().unwrap());
+        let local = "192.168.1.7".parse().unwrap();
+        let came = Came::Tcp { local, peer: local };
         for (headers, status) in [
             (vec![("host", "localhost:8000")], 200),
             (vec![("host", "127.0.0.1")], 200),
@@ -142,11 +176,23 @@ mod tests {
             for (name, value) in &headers {
                 map.append(*name, value.parse().unwrap());
             }
-            let found = check(&map, &"/v2".parse().unwrap(), Version::HTTP_11, local, &names);
+            let found = check(&map, &"/v2".parse().unwrap(), Version::HTTP_11, came, &names);
             assert_eq!(found.map_or_else(|e| e.status.as_u16(), |()| 200), status, "{headers:?}");
         }
         let absolute: Uri = "http://evil.example/v2".parse().unwrap();
         let host = HeaderMap::from_iter([(header::HOST, "localhost".parse().unwrap())]);
-        assert!(check(&host, &absolute, Version::HTTP_11, local, &names).is_err());
+        assert!(check(&host, &absolute, Version::HTTP_11, came, &names).is_err());
+        // Over HTTP/2 the host is part of the address.
+        for (uri, status) in [("http://localhost/v2", 200), ("http://evil.example/v2", 403), ("/v2", 400)] {
+            let uri = uri.parse().unwrap();
+            let found = check(&HeaderMap::new(), &uri, Version::HTTP_2, came, &names);
+            assert_eq!(found.map_or_else(|e| e.status.as_u16(), |()| 200), status, "{uri}");
+        }
+        // A socket file is reached under any name, but not by web pages either.
+        let foreign = HeaderMap::from_iter([(header::HOST, "evil.example".parse().unwrap())]);
+        let path = "/v2".parse().unwrap();
+        assert!(check(&foreign, &path, Version::HTTP_11, Came::Socket, &names).is_ok());
+        let page = HeaderMap::from_iter([(header::ORIGIN, "null".parse().unwrap())]);
+        assert!(check(&page, &path, Version::HTTP_11, Came::Socket, &names).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! Reads bodies under limits: by announced length before the first byte, by count while reading,
 //! by time against slow senders, and by the sum over all requests.
 
-use super::{ServingState, error::ApiError};
+use super::{ApiError, ServingState};
+use crate::serving::budget::Share;
 use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, header},
@@ -11,43 +12,14 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures::StreamExt;
 use std::{
     io::Read,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 /// Bodies above this are unpacked and parsed away from the threads that serve connections.
-pub(super) const OFF_THREAD: usize = 256 * 1024;
+pub(in crate::serving) const OFF_THREAD: usize = 256 * 1024;
 /// How much of a refused body is read, so that the client gets to see the answer.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER: Duration = Duration::from_secs(2);
-
-/// A body's share of the budget; given back when dropped.
-pub(super) struct Share {
-    state: ServingState,
-    bytes: usize,
-}
-
-impl Share {
-    pub(super) fn new(state: &ServingState) -> Self {
-        Self { state: state.clone(), bytes: 0 }
-    }
-    fn grow(&mut self, by: usize) -> Result<(), ApiError> {
-        let budget = self.state.0.config.body_budget_bytes;
-        let before = self.state.0.body_bytes.fetch_add(by, Ordering::Relaxed);
-        self.bytes += by;
-        if before.saturating_add(by) > budget {
-            let why = format!("requests in work hold more than {budget} bytes");
-            return Err(ApiError::busy(why, Duration::from_secs(1)));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.state.0.body_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 fn too_large(found: Option<u64>, limit: usize) -> ApiError {
     let found = found.map_or("more".to_owned(), |found| format!("{found} bytes"));
@@ -56,7 +28,7 @@ fn too_large(found: Option<u64>, limit: usize) -> ApiError {
 
 /// Swallows a little of a body that nobody reads: closing at once would reset the connection and
 /// the client would lose the answer that says why.
-pub(super) fn linger(body: Body) {
+pub(in crate::serving) fn linger(body: Body) {
     tokio::spawn(async move {
         let mut stream = body.into_data_stream();
         let mut left = LINGER_BYTES;
@@ -76,7 +48,7 @@ pub(super) fn linger(body: Body) {
 ///
 /// # Errors
 /// 413 above `limit`, 408 if it comes too slowly, 503 beyond the budget, 400 if it breaks off.
-pub(super) async fn read(
+pub(in crate::serving) async fn read(
     share: &mut Share,
     headers: &HeaderMap,
     body: Body,
@@ -130,7 +102,7 @@ pub(super) async fn read(
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(in crate::serving) enum Coding {
     Identity,
     Gzip,
     /// zlib framing, as the registry means it.
@@ -139,7 +111,7 @@ pub(super) enum Coding {
 
 /// # Errors
 /// 415 for any other coding.
-pub(super) fn coding_of(headers: &HeaderMap) -> Result<Coding, ApiError> {
+pub(in crate::serving) fn coding_of(headers: &HeaderMap) -> Result<Coding, ApiError> {
     let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(Coding::Identity) };
     match value.to_str().unwrap_or("?").trim().to_ascii_lowercase().as_str() {
         "" | "identity" => Ok(Coding::Identity),
@@ -154,7 +126,7 @@ pub(super) fn coding_of(headers: &HeaderMap) -> Result<Coding, ApiError> {
 }
 
 /// The coding a client explicitly offers to read, gzip first.
-pub(super) fn coding_wanted(headers: &HeaderMap) -> Coding {
+pub(in crate::serving) fn coding_wanted(headers: &HeaderMap) -> Coding {
     let offers = |wanted: &str| {
         headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok()).any(|list| {
             list.split(',').any(|offer| {
@@ -177,7 +149,7 @@ pub(super) fn coding_wanted(headers: &HeaderMap) -> Coding {
 ///
 /// # Errors
 /// 400 if the body is not of that coding, 413 above `limit`, 503 beyond the budget.
-pub(super) fn unpack(
+pub(in crate::serving) fn unpack(
     share: &mut Share,
     body: Bytes,
     coding: Coding,
@@ -209,7 +181,7 @@ pub(super) fn unpack(
 ///
 /// # Errors
 /// As [`read`] and [`unpack`], and 400 if it is no JSON of the wanted form.
-pub(super) async fn read_json<T: serde::de::DeserializeOwned>(
+pub(in crate::serving) async fn read_json<T: serde::de::DeserializeOwned>(
     state: &ServingState,
     headers: &HeaderMap,
     body: Body,

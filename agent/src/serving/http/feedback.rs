@@ -1,6 +1,6 @@
 //! `POST /v1/feedback`: what the truth was.
 
-use super::{ServingState, body::read_json, error::ApiError};
+use super::{ApiError, ServingState, body::read_json};
 use crate::monitor::{LabelSource, labels::SourceName};
 use axum::{Json, body::Body, extract::State, http::HeaderMap};
 use edgefleet_shared::ids::PredictionId;

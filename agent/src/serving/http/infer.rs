@@ -1,39 +1,36 @@
 //! `POST /v2/models/{model}/infer`: body in, tensors through the pool, body out, all of it counted.
 
 use super::{
-    ServingState,
-    body::{Coding, OFF_THREAD, Share, coding_of, coding_wanted, linger, read, unpack},
-    error::ApiError,
-    models::{ModelPath, find},
+    ApiError, ServingState,
+    body::{Coding, OFF_THREAD, coding_of, coding_wanted, linger, read, unpack},
+    models::ModelPath,
 };
 use crate::{
-    engine::{
-        RunError,
-        pool::{Answer, PoolError},
-    },
-    monitor::{Class, ErrorCode, Observation, Outcome},
+    monitor::Outcome,
     serving::{
-        oip::{InferRequest, InferResponse, OipError, Part, response::ResponseParameters},
-        shadow::{ActiveAnswer, Mirror},
-        slots::Active,
-        stats::Spent,
+        budget::Share,
+        flight::{Answered, Failed, InFlight, bad, run},
+        listen::Came,
+        oip::{
+            InferRequest, InferResponse, Part,
+            response::{ResponseParameters, deliver},
+        },
     },
 };
 use axum::{
+    Extension,
     body::{Body, HttpBody},
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
-use edgefleet_shared::tensor::Tensor;
 use hyper::body::{Frame, SizeHint};
 use std::{
     collections::VecDeque,
     convert::Infallible,
     io::Write,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -44,58 +41,15 @@ const BUNDLE: &str = "x-edgefleet-bundle";
 /// Responses up to this size are joined into one chunk: one write is cheaper than a short copy.
 const JOIN_BELOW: usize = 64 * 1024;
 
-/// One request in the counts, whatever becomes of it: a client that goes away drops it early.
-struct InFlight {
-    active: Arc<Active>,
-    state: ServingState,
-    started: Instant,
-    rows: u64,
-    outcome: Outcome,
-    spent: Spent,
-    classes: Vec<Class>,
-}
-
-impl InFlight {
-    fn new(active: Arc<Active>, state: &ServingState, started: Instant) -> Self {
-        active.stats.enter();
-        Self {
-            active,
-            state: state.clone(),
-            started,
-            rows: 0,
-            outcome: Outcome::Failed(ErrorCode::Cancelled),
-            spent: Spent::default(),
-            classes: Vec::new(),
-        }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.spent.total = self.started.elapsed();
-        let now = self.state.0.monitor.now();
-        self.active.stats.leave();
-        self.active.stats.record(self.rows, self.outcome, self.spent, now.wall.as_millis());
-        let seen = Observation {
-            rows: self.rows,
-            outcome: self.outcome,
-            queue: self.spent.queue,
-            infer: self.spent.infer,
-            total: self.spent.total,
-            classes: &self.classes,
-        };
-        self.active.recorder.record(&seen, now.mono_ms);
-    }
-}
-
 pub(super) async fn infer(
     State(state): State<ServingState>,
     path: ModelPath,
+    Extension(came): Extension<Came>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let started = Instant::now();
-    let active = match find(&state, &path) {
+    let active = match state.find(&path.model, path.version) {
         Ok(active) => active,
         Err(refusal) => {
             linger(body);
@@ -103,7 +57,7 @@ pub(super) async fn infer(
         }
     };
     let mut flight = InFlight::new(active.clone(), &state, started);
-    let mut response = match answer(&state, &mut flight, &path, &headers, body).await {
+    let mut response = match answer(&state, &mut flight, &path, came, &headers, body).await {
         Ok(response) => {
             flight.outcome = Outcome::Ok;
             response
@@ -120,39 +74,11 @@ pub(super) async fn infer(
     response
 }
 
-type Failed = (Outcome, ApiError);
-
-/// The client's mistake.
-fn bad(error: impl Into<ApiError>) -> Failed {
-    let error = error.into();
-    let ours = error.status == StatusCode::INTERNAL_SERVER_ERROR;
-    let outcome = match error.status {
-        StatusCode::SERVICE_UNAVAILABLE => Outcome::Rejected,
-        _ => Outcome::Failed(if ours { ErrorCode::Engine } else { ErrorCode::BadInput }),
-    };
-    (outcome, error)
-}
-
-fn not_run(error: PoolError) -> Failed {
-    match error {
-        PoolError::QueueFull { retry_after, .. } => {
-            (Outcome::Rejected, ApiError::busy(error.to_string(), retry_after))
-        }
-        PoolError::Stopped => {
-            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
-            (Outcome::Failed(ErrorCode::Stopped), error)
-        }
-        PoolError::Run(RunError::BadInput(message)) => bad(ApiError::bad(message)),
-        PoolError::Run(RunError::Engine(message)) => {
-            (Outcome::Failed(ErrorCode::Engine), ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
-        }
-    }
-}
-
 async fn answer(
     state: &ServingState,
     flight: &mut InFlight,
     path: &ModelPath,
+    came: Came,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
@@ -170,40 +96,24 @@ async fn answer(
     let raw = read(&mut share, headers, body, limit).await.map_err(bad)?;
     let received = Instant::now();
     let is_heavy = coding != Coding::Identity && raw.len() > OFF_THREAD / 16
-        || header_length.unwrap_or(raw.len()) > OFF_THREAD;
-    let parsing = active.clone();
+        || header_length.unwrap_or(raw.len()) > OFF_THREAD
+        || state.0.regions.largest() > OFF_THREAD as u64;
+    let (parsing, regions) = (active.clone(), state.clone());
     let parse = move || {
         let raw = unpack(&mut share, raw, coding, limit)?;
         let manifest = &parsing.served.manifest;
-        let request =
-            InferRequest::parse(raw, header_length, &manifest.interface, manifest.limits.batch_max)?;
+        let mut memory = regions.0.regions.lend(came, &mut share);
+        let (interface, batch_max) = (&manifest.interface, manifest.limits.batch_max);
+        let request = InferRequest::parse(raw, header_length, interface, batch_max, &mut memory)?;
         Ok::<_, ApiError>((request, share))
     };
-    let (request, _share) = run(is_heavy, parse).await.map_err(bad)?;
-    flight.rows = rows(&active, &request.inputs);
+    let (request, mut share) = run(is_heavy, parse).await.map_err(bad)?;
     flight.spent.input = received.elapsed();
 
-    let InferRequest { id, inputs, outputs: wanted } = request;
-    let model = active.served.model.clone();
-    let mirror = active.shadow().and_then(|shadow| shadow.admit(&inputs, flight.rows));
-    let Answer { outputs, queue, infer } = state.0.pool.run(model, inputs).await.map_err(not_run)?;
-    (flight.spent.queue, flight.spent.infer) = (queue, infer);
+    let InferRequest { id, inputs, outputs: wanted, timeout } = request;
+    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, timeout).await?;
 
     let answered = Instant::now();
-    if let Some(reader) = &active.classes {
-        flight.classes = reader.read(&outputs);
-    }
-    let shadow = mirror.as_ref().map(Mirror::recorder);
-    let prediction = state.0.monitor.remember(&active.recorder, &flight.classes, shadow);
-    if let Some(mirror) = mirror {
-        let answer = match &active.classes {
-            Some(_) if !flight.classes.is_empty() => ActiveAnswer::Classes(flight.classes.clone()),
-            _ => ActiveAnswer::Numbers(outputs.clone()),
-        };
-        let sequence = prediction.as_ref().map(|id| id.sequence);
-        mirror.offer(sequence, answer, state.0.monitor.now().mono_ms);
-    }
-    let count = prediction.is_some().then_some(flight.classes.len());
     let coding = coding_wanted(headers);
     let json: usize = outputs
         .iter()
@@ -213,7 +123,7 @@ async fn answer(
     let total: usize = outputs.iter().map(|tensor| tensor.data().len()).sum();
     let is_heavy = json > OFF_THREAD / 4 || coding != Coding::Identity && total > OFF_THREAD / 4;
     let model_name = path.model.clone();
-    let writing = active.clone();
+    let (writing, regions) = (active.clone(), state.clone());
     let write = move || {
         let served = &writing.served;
         let response = InferResponse {
@@ -223,33 +133,18 @@ async fn answer(
             parameters: ResponseParameters {
                 bundle: &writing.bundle_text,
                 attempt: &writing.attempt_text,
-                prediction_id: prediction.map(|id| id.to_string()),
-                prediction_count: count,
+                prediction_id,
+                prediction_count,
             },
         };
-        let part = response.write(&outputs, &wanted, writing.is_batched(), &served.manifest.labels)?;
-        respond(part, coding)
+        let mut memory = regions.0.regions.lend(came, &mut share);
+        let labels = &served.manifest.labels;
+        let delivered = deliver(&outputs, &wanted, writing.is_batched(), labels, &mut memory)?;
+        respond(response.write(&delivered)?, coding)
     };
     let response = run(is_heavy, write).await.map_err(bad)?;
     flight.spent.output = answered.elapsed();
     Ok(response)
-}
-
-/// Heavy work goes to a thread of its own, so that it does not hold up other connections.
-async fn run<T: Send + 'static>(
-    is_heavy: bool,
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if !is_heavy {
-        return work();
-    }
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the request could not be handled: {error}"),
-        )),
-    }
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
@@ -265,13 +160,6 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
             Err(ApiError::bad(format!("Inference-Header-Content-Length is {value:?}, not a count of bytes")))
         }
     }
-}
-
-/// Inputs in the request: the first dimension of a batched model.
-fn rows(active: &Active, inputs: &[Tensor]) -> u64 {
-    let batched = active.served.manifest.interface.inputs.iter().find(|spec| spec.shape.first() == Some(&-1));
-    let tensor = batched.and_then(|spec| inputs.iter().find(|tensor| tensor.name() == spec.name));
-    tensor.and_then(|tensor| tensor.shape().first()).map_or(1, |rows| *rows as u64)
 }
 
 fn respond(part: Part, coding: Coding) -> Result<Response, ApiError> {
@@ -341,11 +229,5 @@ impl HttpBody for Chunks {
     }
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
-    }
-}
-
-impl From<OipError> for Failed {
-    fn from(error: OipError) -> Self {
-        bad(error)
     }
 }

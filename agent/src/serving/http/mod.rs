@@ -1,152 +1,29 @@
-//! The HTTP side: listeners, limits, routes. Every error body is `{"error": text}`.
+//! The HTTP side: limits, routes. Every error body is `{"error": text}`.
 
-mod access;
-mod body;
-mod error;
+pub(super) mod access;
+pub(super) mod body;
 mod feedback;
 mod infer;
 mod metrics;
-mod models;
-mod repository;
-mod server;
-mod settings;
+pub(super) mod models;
+pub(super) mod repository;
+pub(super) mod settings;
+mod shared_memory;
 mod status;
 
-pub use server::{serve, serve_metrics};
+pub use super::{
+    listen::{Listener, serve, serve_metrics},
+    state::{ServingConfig, ServingState},
+};
 pub use status::{Metric, StatusProvider};
 
-use super::slots::SlotTable;
-use crate::{engine::pool::WorkerPool, monitor::Monitor};
+use super::error::ApiError;
 use axum::{
     Router,
     extract::State,
     middleware,
     routing::{get, post},
 };
-use error::ApiError;
-use parking_lot::RwLock;
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
-
-/// Limits and names of the listeners. All sizes in bytes.
-#[derive(Clone, Debug)]
-pub struct ServingConfig {
-    /// Largest request body, compressed or not.
-    pub body_limit_bytes: usize,
-    /// Largest sum of all bodies being read or answered at one time; beyond it 503.
-    pub body_budget_bytes: usize,
-    /// Open connections for each listener; one more is answered 503 and closed.
-    pub max_connections: usize,
-    /// For a complete request head; also how long an idle connection is kept.
-    pub header_timeout: Duration,
-    /// Longest pause within a body.
-    pub body_pause: Duration,
-    /// Longest time for a whole body.
-    pub body_timeout: Duration,
-    /// At shutdown, for requests in flight.
-    pub drain_timeout: Duration,
-    /// Host names clients may use besides loopback and the address they connected to.
-    pub host_names: Vec<String>,
-    /// Bearer token of repository load and unload; absent, both are refused.
-    pub local_token: Option<String>,
-}
-
-impl Default for ServingConfig {
-    fn default() -> Self {
-        Self {
-            body_limit_bytes: 64 << 20,
-            body_budget_bytes: 256 << 20,
-            max_connections: 512,
-            header_timeout: Duration::from_secs(30),
-            body_pause: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(120),
-            drain_timeout: Duration::from_secs(5),
-            host_names: Vec::new(),
-            local_token: None,
-        }
-    }
-}
-
-/// What all requests share. Clones share one state.
-#[derive(Clone)]
-pub struct ServingState(Arc<Shared>);
-
-struct Shared {
-    config: ServingConfig,
-    slots: SlotTable,
-    pool: Arc<WorkerPool>,
-    monitor: Arc<Monitor>,
-    providers: RwLock<Vec<Arc<dyn StatusProvider>>>,
-    ready: AtomicBool,
-    stopping: AtomicBool,
-    started: Instant,
-    body_bytes: AtomicUsize,
-    connections: AtomicUsize,
-    /// Answers by status code; the codes are ours, so their number is bounded.
-    responses: RwLock<BTreeMap<u16, AtomicU64>>,
-    refused_connections: AtomicU64,
-}
-
-impl ServingState {
-    pub fn new(
-        config: ServingConfig,
-        slots: SlotTable,
-        pool: Arc<WorkerPool>,
-        monitor: Arc<Monitor>,
-    ) -> Self {
-        Self(Arc::new(Shared {
-            config,
-            slots,
-            pool,
-            monitor,
-            providers: RwLock::default(),
-            ready: AtomicBool::new(true),
-            stopping: AtomicBool::new(false),
-            started: Instant::now(),
-            body_bytes: AtomicUsize::new(0),
-            connections: AtomicUsize::new(0),
-            responses: RwLock::default(),
-            refused_connections: AtomicU64::new(0),
-        }))
-    }
-
-    /// Adds a part to `GET /v1/status` and `/metrics`.
-    pub fn add_status(&self, provider: Arc<dyn StatusProvider>) {
-        self.0.providers.write().push(provider);
-    }
-
-    /// What health probes are told; `true` from the start. Set it to `false` while slots are restored.
-    pub fn set_ready(&self, ready: bool) {
-        self.0.ready.store(ready, Ordering::Release);
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.0.ready.load(Ordering::Acquire) && !self.0.stopping.load(Ordering::Acquire)
-    }
-
-    pub fn slots(&self) -> &SlotTable {
-        &self.0.slots
-    }
-
-    fn count_response(&self, status: u16) {
-        if let Some(count) = self.0.responses.read().get(&status) {
-            count.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.0.responses.write().entry(status).or_default().fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The address a connection came in on.
-#[derive(Clone, Copy, Debug)]
-struct LocalAddress(IpAddr);
 
 async fn not_found(uri: axum::http::Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
@@ -169,19 +46,25 @@ async fn count(
 }
 
 /// The routes of the main listener.
-fn router(state: ServingState) -> Router {
+pub(super) fn router(state: ServingState) -> Router {
     let model = Router::new()
         .route("/", get(models::metadata))
         .route("/ready", get(models::ready))
         .route("/config", get(models::config))
         .route("/stats", get(models::stats))
         .route("/infer", post(infer::infer));
-    let shared_memory = Router::new()
-        .route("/status", get(settings::no_shared_memory))
-        .route("/unregister", post(settings::no_shared_memory))
-        .route("/region/{region}/status", get(settings::no_shared_memory))
-        .route("/region/{region}/register", post(settings::no_shared_memory))
-        .route("/region/{region}/unregister", post(settings::no_shared_memory));
+    let system_memory = Router::new()
+        .route("/status", get(shared_memory::status))
+        .route("/unregister", post(shared_memory::unregister))
+        .route("/region/{region}/status", get(shared_memory::status))
+        .route("/region/{region}/register", post(shared_memory::register))
+        .route("/region/{region}/unregister", post(shared_memory::unregister));
+    let cuda_memory = Router::new()
+        .route("/status", get(shared_memory::no_cuda))
+        .route("/unregister", post(shared_memory::no_cuda))
+        .route("/region/{region}/status", get(shared_memory::no_cuda))
+        .route("/region/{region}/register", post(shared_memory::no_cuda))
+        .route("/region/{region}/unregister", post(shared_memory::no_cuda));
     let v2 = Router::new()
         .route("/", get(models::server))
         .route("/health/live", get(status::live))
@@ -195,8 +78,8 @@ fn router(state: ServingState) -> Router {
         .route("/logging", get(settings::logging).post(settings::set_logging))
         .route("/trace/setting", get(settings::trace).post(settings::set_trace))
         .route("/models/{model}/trace/setting", get(settings::trace).post(settings::set_trace))
-        .nest("/systemsharedmemory", shared_memory.clone())
-        .nest("/cudasharedmemory", shared_memory);
+        .nest("/systemsharedmemory", system_memory)
+        .nest("/cudasharedmemory", cuda_memory);
     Router::new()
         .nest("/v2", v2)
         .route("/v1/feedback", post(feedback::feedback))
@@ -211,7 +94,7 @@ fn router(state: ServingState) -> Router {
 }
 
 /// The routes of the metrics listener.
-fn metrics_router(state: ServingState) -> Router {
+pub(super) fn metrics_router(state: ServingState) -> Router {
     Router::new()
         .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(status::live))
@@ -223,4 +106,4 @@ fn metrics_router(state: ServingState) -> Router {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

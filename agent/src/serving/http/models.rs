@@ -1,8 +1,10 @@
 //! What models there are, what they take and how they have done.
 
-use super::{ServingState, error::ApiError};
+use super::{ApiError, ServingState};
 use crate::serving::{
+    describe::{self, ConfigTensor},
     slots::Active,
+    state::version,
     stats::{Timed, Totals},
 };
 use axum::{
@@ -12,7 +14,6 @@ use axum::{
 };
 use edgefleet_shared::{bundle::TensorSpec, tensor::Datatype};
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
 
 /// `{model}` and perhaps `{version}` of a path, percent-decoded.
 pub(super) struct ModelPath {
@@ -30,13 +31,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
         for (name, value) in pairs {
             match name.as_str() {
                 "model" => path.model = value,
-                "version" => {
-                    let version = value.parse().map_err(|_| {
-                        let value: String = value.chars().take(40).collect();
-                        ApiError::bad(format!("version {value:?} is not a number"))
-                    })?;
-                    path.version = Some(version);
-                }
+                "version" => path.version = Some(version(&value)?),
                 _ => {}
             }
         }
@@ -44,53 +39,23 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
     }
 }
 
-/// The activation that answers for a path.
-///
-/// # Errors
-/// 404 for an unknown model or version, 503 if it was unloaded by hand.
-pub(super) fn find(state: &ServingState, path: &ModelPath) -> Result<Arc<Active>, ApiError> {
-    let model: String = path.model.chars().take(100).collect();
-    let Some(active) = state.0.slots.lease(&path.model) else {
-        let slots = state.0.slots.list();
-        let known: Vec<_> = slots.iter().take(20).map(|served| format!("`{}`", served.slot)).collect();
-        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-        return Err(ApiError::not_found(format!("model `{model}` is not served here; served: {known}")));
-    };
-    let counter = active.served.bundle.counter;
-    if let Some(version) = path.version.filter(|version| *version != counter) {
-        let why = format!("model `{model}` has no version {version} here; version {counter} is active");
-        return Err(ApiError::not_found(why));
-    }
-    if !active.is_available() {
-        let why = format!("model `{model}` was unloaded by hand");
-        return Err(ApiError::busy(why, Duration::from_secs(10)));
-    }
-    Ok(active)
-}
-
-pub(super) async fn server() -> Json<Value> {
-    Json(json!({
-        "name": "edgefleet-agent",
-        "version": env!("CARGO_PKG_VERSION"),
-        "extensions": [
-            "binary_tensor_data", "classification", "model_repository", "model_configuration", "statistics",
-            "parameters",
-        ],
-    }))
+pub(super) async fn server(State(state): State<ServingState>) -> Json<Value> {
+    let extensions = describe::extensions(state.0.config.shared_memory);
+    Json(json!({"name": describe::NAME, "version": describe::VERSION, "extensions": extensions}))
 }
 
 pub(super) async fn ready(
     State(state): State<ServingState>,
     path: ModelPath,
 ) -> Result<StatusCode, ApiError> {
-    find(&state, &path).map(|_| StatusCode::OK)
+    state.find(&path.model, path.version).map(|_| StatusCode::OK)
 }
 
 pub(super) async fn metadata(
     State(state): State<ServingState>,
     path: ModelPath,
 ) -> Result<Json<Value>, ApiError> {
-    let active = find(&state, &path)?;
+    let active = state.find(&path.model, path.version)?;
     let tensors = |specs: &[TensorSpec]| -> Vec<Value> {
         let each =
             |t: &TensorSpec| json!({"name": t.name, "datatype": t.datatype.as_str(), "shape": t.shape});
@@ -100,7 +65,7 @@ pub(super) async fn metadata(
     Ok(Json(json!({
         "name": path.model,
         "versions": [served.bundle.counter.to_string()],
-        "platform": "onnx_onnxv1",
+        "platform": describe::PLATFORM,
         "inputs": tensors(&served.manifest.interface.inputs),
         "outputs": tensors(&served.manifest.interface.outputs),
         "parameters": {
@@ -113,36 +78,31 @@ pub(super) async fn config(
     State(state): State<ServingState>,
     path: ModelPath,
 ) -> Result<Json<Value>, ApiError> {
-    let active = find(&state, &path)?;
-    let manifest = &active.served.manifest;
+    let active = state.find(&path.model, path.version)?;
+    let interface = &active.served.manifest.interface;
     let batched = active.is_batched();
     let tensors = |specs: &[TensorSpec]| -> Vec<Value> {
-        specs
-            .iter()
-            .map(|spec| {
-                let dims = if batched { &spec.shape[1..] } else { &spec.shape[..] };
-                let kind = match spec.datatype {
-                    Datatype::Bytes => "TYPE_STRING".to_owned(),
-                    other => format!("TYPE_{other}"),
-                };
-                let mut tensor = json!({"name": spec.name, "data_type": kind, "dims": dims});
-                if dims.is_empty() {
-                    // The format wants at least one dimension; a reshape says that there is none.
-                    tensor["dims"] = json!([1]);
-                    tensor["reshape"] = json!({"shape": []});
-                }
-                tensor
-            })
-            .collect()
+        let each = |tensor: ConfigTensor<'_>| {
+            let kind = match tensor.datatype {
+                Datatype::Bytes => "TYPE_STRING".to_owned(),
+                other => format!("TYPE_{other}"),
+            };
+            let mut told = json!({"name": tensor.name, "data_type": kind, "dims": tensor.dims});
+            if tensor.is_scalar {
+                told["reshape"] = json!({"shape": []});
+            }
+            told
+        };
+        describe::config_tensors(specs, batched).map(each).collect()
     };
     Ok(Json(json!({
         "name": path.model,
-        "platform": "onnx_onnxv1",
-        "backend": "tract",
+        "platform": describe::PLATFORM,
+        "backend": describe::BACKEND,
         "version_policy": {"specific": {"versions": [active.served.bundle.counter]}},
-        "max_batch_size": if batched { manifest.limits.batch_max } else { 0 },
-        "input": tensors(&manifest.interface.inputs),
-        "output": tensors(&manifest.interface.outputs),
+        "max_batch_size": describe::max_batch(&active),
+        "input": tensors(&interface.inputs),
+        "output": tensors(&interface.outputs),
         "parameters": {
             "bundle": {"string_value": active.bundle_text},
             "digest": {"string_value": active.served.digest.to_string()},
@@ -194,7 +154,7 @@ pub(super) async fn stats(
     State(state): State<ServingState>,
     path: ModelPath,
 ) -> Result<Json<Value>, ApiError> {
-    let active = find(&state, &path)?;
+    let active = state.find(&path.model, path.version)?;
     Ok(Json(json!({"model_stats": [statistics(&active)]})))
 }
 

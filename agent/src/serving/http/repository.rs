@@ -1,7 +1,8 @@
 //! The model repository extension. What is installed is the fleet's decision, signed; by hand a
 //! model can only be taken out of service and put back.
 
-use super::{ServingState, access::check_token, body::read_json, error::ApiError, models::ModelPath};
+use super::{ApiError, ServingState, access::check_token, body::read_json, models::ModelPath};
+use crate::serving::describe;
 use axum::{
     Json,
     body::Body,
@@ -28,8 +29,7 @@ pub(super) async fn index(
     let IndexRequest { ready } = read_json(&state, &headers, body, LIMIT).await?;
     let actives = state.0.slots.actives();
     let entries = actives.iter().filter(|active| !ready || active.is_available()).map(|active| {
-        let (word, reason) =
-            if active.is_available() { ("READY", "") } else { ("UNAVAILABLE", "unloaded by hand") };
+        let (word, reason) = describe::state(active);
         json!({
             "name": active.served.slot,
             "version": active.served.bundle.counter.to_string(),
@@ -73,15 +73,29 @@ async fn change(
 ) -> Result<StatusCode, ApiError> {
     check_token(headers, state.0.config.local_token.as_deref())?;
     let Change { parameters } = read_json(state, headers, body, LIMIT).await?;
-    if let Some(name) = parameters.keys().find(|name| *name == "config" || name.starts_with("file:")) {
+    set_available(state, &path.model, parameters.keys().map(String::as_str), available)?;
+    Ok(StatusCode::OK)
+}
+
+/// Takes a model out of service, or puts it back.
+///
+/// # Errors
+/// 400 for parameters that would change the bundle, 404 if it is not installed.
+pub(in crate::serving) fn set_available<'a>(
+    state: &ServingState,
+    model: &str,
+    mut parameters: impl Iterator<Item = &'a str>,
+    available: bool,
+) -> Result<(), ApiError> {
+    if let Some(name) = parameters.find(|name| *name == "config" || name.starts_with("file:")) {
         let name: String = name.chars().take(100).collect();
         return Err(ApiError::bad(format!(
             "`{name}` would replace parts of a signed bundle; release a new version of the model instead"
         )));
     }
-    if state.0.slots.set_available(&path.model, available) {
-        return Ok(StatusCode::OK);
+    if state.0.slots.set_available(model, available) {
+        return Ok(());
     }
-    let model: String = path.model.chars().take(100).collect();
+    let model: String = model.chars().take(100).collect();
     Err(ApiError::not_found(format!("model `{model}` is not installed here; assign it at the controller")))
 }

@@ -1,12 +1,12 @@
-//! Extensions that clients ask about: trace and log settings (fixed here), shared memory (absent).
+//! Trace and log settings, which clients may ask for; fixed here.
 
-use super::{ServingState, body::read_json, error::ApiError};
+use super::{ApiError, ServingState, body::read_json};
 use axum::{Json, body::Body, extract::State, http::HeaderMap};
 use serde_json::{Map, Value, json};
 
 const LIMIT: usize = 64 * 1024;
 
-fn log_settings() -> Value {
+pub(in crate::serving) fn log_settings() -> Value {
     json!({
         "log_file": "",
         "log_info": true,
@@ -17,7 +17,7 @@ fn log_settings() -> Value {
     })
 }
 
-fn trace_settings() -> Value {
+pub(in crate::serving) fn trace_settings() -> Value {
     json!({
         "trace_level": ["OFF"],
         "trace_rate": "0",
@@ -57,8 +57,18 @@ async fn unchanged(
     current: Value,
 ) -> Result<Json<Value>, ApiError> {
     let wanted: Map<String, Value> = read_json(state, headers, body, LIMIT).await?;
-    match wanted.iter().find(|(name, value)| !value.is_null() && current.get(name.as_str()) != Some(value)) {
-        None => Ok(Json(current)),
+    check_unchanged(wanted.iter(), &current)?;
+    Ok(Json(current))
+}
+
+/// # Errors
+/// 501 for a setting that is to be other than `current`.
+pub(in crate::serving) fn check_unchanged<'a>(
+    mut wanted: impl Iterator<Item = (&'a String, &'a Value)>,
+    current: &Value,
+) -> Result<(), ApiError> {
+    match wanted.find(|(name, value)| !value.is_null() && current.get(name.as_str()) != Some(value)) {
+        None => Ok(()),
         Some((name, _)) => {
             let name: String = name.chars().take(100).collect();
             Err(ApiError::unsupported(format!(
@@ -66,8 +76,4 @@ async fn unchanged(
             )))
         }
     }
-}
-
-pub(super) async fn no_shared_memory() -> ApiError {
-    ApiError::unsupported("shared memory is not supported; send tensors as binary data")
 }

@@ -1,6 +1,6 @@
 //! Health, and `GET /v1/status` for people and scripts on the device.
 
-use super::{ServingState, error::ApiError};
+use super::{ApiError, ServingState};
 use crate::monitor::ErrorCode;
 use axum::{Json, extract::State, http::StatusCode};
 use serde_json::{Map, Value, json};

@@ -34,6 +34,9 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
     }
 }
 
+/// Parameters of one object.
+pub(super) const MAX_PARAMETERS: usize = 64;
+
 /// Parameters by name: at most 64, each a string, number or truth value.
 #[derive(Default)]
 pub(super) struct Parameters(pub(super) BTreeMap<String, Parameter>);
@@ -49,8 +52,8 @@ impl<'de> Deserialize<'de> for Parameters {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry()? {
-                    if entries.len() == 64 {
-                        return Err(de::Error::invalid_length(65, &self));
+                    if entries.len() == MAX_PARAMETERS {
+                        return Err(de::Error::invalid_length(MAX_PARAMETERS + 1, &self));
                     }
                     entries.insert(name, value);
                 }
@@ -85,8 +88,8 @@ impl<'de> Deserialize<'de> for Parameter {
             fn visit_f64<E: de::Error>(self, _: f64) -> Result<Parameter, E> {
                 Ok(Parameter::OtherNumber)
             }
-            fn visit_str<E: de::Error>(self, _: &str) -> Result<Parameter, E> {
-                Ok(Parameter::Text)
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Parameter, E> {
+                Ok(Parameter::Text(text.to_owned()))
             }
         }
         d.deserialize_any(Scalar)

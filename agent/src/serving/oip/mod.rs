@@ -1,15 +1,20 @@
-//! The Open Inference Protocol as bytes: requests to tensors, tensors to responses. Pure.
+//! The Open Inference Protocol as bytes, JSON and protocol buffers: requests to tensors, tensors to responses. Pure.
 //!
 //! Source: Open Inference Protocol v2 and Triton's "Binary Tensor Data", "Classification" and
 //! "Parameters" extensions, as the stock `tritonclient` uses them.
 
 mod bounded;
 pub mod classify;
+mod contents;
+mod fit;
 pub mod json;
+pub mod proto;
+pub mod protobuf;
 pub mod request;
 pub mod response;
 
-pub use request::{InferRequest, RequestedOutput};
+pub use fit::{Memory, Place, RequestedOutput};
+pub use request::InferRequest;
 pub use response::{InferResponse, Part};
 
 /// Why a request is not answered. The text is for the client's developer.
@@ -21,6 +26,9 @@ pub enum OipError {
     /// Part of the protocol that this server does not have.
     #[error("{0}")]
     Unsupported(String),
+    /// There is no room for it now.
+    #[error("{0}")]
+    Busy(String),
     /// The model answered what its own interface does not promise.
     #[error("{0}")]
     Model(String),

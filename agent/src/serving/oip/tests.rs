@@ -1,4 +1,5 @@
 use super::{json::parse_data, json::write_data, *};
+use crate::serving::oip::proto::tests::NoMemory;
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{Interface, TensorSpec},
@@ -55,7 +56,7 @@ proptest! {
     fn no_body_breaks_the_parser(body in fragments(), tail in prop::collection::vec(any::<u8>(), 0..64), length in prop::option::of(0usize..300)) {
         for (datatype, shape) in [(Datatype::Fp32, vec![-1, 2]), (Datatype::Bytes, vec![-1]), (Datatype::Bool, vec![]), (Datatype::Int16, vec![0, -1])] {
             let body = Bytes::from([body.as_bytes(), &tail].concat());
-            if let Ok(request) = InferRequest::parse(body, length, &interface(datatype, &shape), 8) {
+            if let Ok(request) = InferRequest::parse(body, length, &interface(datatype, &shape), 8, &mut NoMemory) {
                 prop_assert_eq!(request.inputs.len(), 1);
             }
         }
@@ -90,8 +91,14 @@ fn binary_inputs_are_slices_of_the_body() {
     let json =
         r#"{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
     let body = Bytes::from([json.as_bytes(), &[7; 8]].concat());
-    let request =
-        InferRequest::parse(body.clone(), Some(json.len()), &interface(Datatype::Fp32, &[-1, 2]), 8).unwrap();
+    let request = InferRequest::parse(
+        body.clone(),
+        Some(json.len()),
+        &interface(Datatype::Fp32, &[-1, 2]),
+        8,
+        &mut NoMemory,
+    )
+    .unwrap();
     assert_eq!(request.inputs[0].data().as_ptr(), body[json.len()..].as_ptr(), "not copied");
 }
 

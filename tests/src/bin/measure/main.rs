@@ -111,6 +111,7 @@ async fn start_to_answer(
         .arg("--data")
         .arg(data)
         .env("EDGEFLEET_AGENT_HTTP_LISTEN", format!("127.0.0.1:{port}"))
+        .env("EDGEFLEET_AGENT_GRPC_LISTEN", "127.0.0.1:0")
         .env("EDGEFLEET_AGENT_METRICS_LISTEN", "127.0.0.1:0")
         .stdout(Stdio::null())
         .stderr(Stdio::null())

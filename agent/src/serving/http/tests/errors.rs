@@ -62,8 +62,8 @@ async fn requests_that_do_not_fit_are_refused_by_name() {
         (
             infer("fp32"),
             r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"parameters":{"shared_memory_region":"r","shared_memory_byte_size":8}}]}"#.into(),
-            501,
-            "shared memory",
+            400,
+            "shared memory region `r` is not registered",
         ),
         (infer("fp32"), r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2]}]}"#.into(), 400, "neither"),
         (
@@ -150,9 +150,9 @@ async fn routes_verbs_and_codings_have_their_statuses() {
         ("POST", load, token, "nonsense", 400, "JSON"),
         ("POST", "/v2/logging", "", r#"{"log_verbose_level":1}"#, 501, "`log_verbose_level`"),
         ("POST", "/v2/trace/setting", "", r#"{"trace_level":["TIMESTAMPS"]}"#, 501, "`trace_level`"),
-        ("GET", "/v2/systemsharedmemory/status", "", "", 501, "binary data"),
-        ("POST", "/v2/systemsharedmemory/region/r/register", "", "{}", 501, "binary data"),
-        ("POST", "/v2/cudasharedmemory/unregister", "", "", 501, "binary data"),
+        ("GET", "/v2/systemsharedmemory/region/r/status", "", "", 404, "not registered"),
+        ("POST", "/v2/systemsharedmemory/region/r/register", "", "{}", 400, "key"),
+        ("POST", "/v2/cudasharedmemory/unregister", "", "", 501, "send tensors"),
         ("POST", "/v1/feedback", "", "{}", 400, "prediction_id"),
         ("POST", "/v1/feedback", "", r#"{"prediction_id":"x","label":1}"#, 400, "label 0"),
         ("POST", "/v1/feedback", "", r#"{"labels":[],"source":"A B"}"#, 400, "label source"),

@@ -143,10 +143,10 @@ async fn connections_beyond_the_limit_are_told_to_come_back() {
 }
 
 /// Entered, and the condition and flag that let everybody out.
-type Gate = (Notify, parking_lot::Condvar, Mutex<bool>);
+pub(in crate::serving) type Gate = (Notify, parking_lot::Condvar, Mutex<bool>);
 
 /// A model that waits until it is let go.
-fn held() -> (Arc<ServedBundle>, Arc<Gate>) {
+pub(in crate::serving) fn held() -> (Arc<ServedBundle>, Arc<Gate>) {
     let gate: Arc<Gate> = Arc::default();
     let inner = gate.clone();
     let model = move |inputs: &[Tensor]| {
@@ -219,4 +219,53 @@ async fn a_client_that_goes_away_is_counted() {
     assert_eq!(stats().errors[crate::monitor::ErrorCode::Cancelled as usize], 1);
     *gate.2.lock() = true;
     gate.1.notify_all();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_nobody_waits_for_any_more_is_not_run() {
+    let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let gate: Arc<Gate> = Arc::default();
+    let (counted, inner) = (runs.clone(), gate.clone());
+    let model = move |inputs: &[Tensor]| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        inner.0.notify_one();
+        let mut open = inner.2.lock();
+        while !*open {
+            inner.1.wait(&mut open);
+        }
+        Ok(inputs.iter().map(|x| x.clone().with_name("y")).collect())
+    };
+    let (x, y) = (spec("x", Datatype::Fp32, &[-1, 2]), spec("y", Datatype::Fp32, &[-1, 2]));
+    let held = bundle(manifest("echo-fp32", 1, &[x], &[y]), Arc::new(Function(model)));
+    let server = Server::with(ServingConfig::default(), pool(1, 8), vec![held]).await;
+    let body = json_infer("x", Datatype::Fp32, &[1, 2], &serde_json::json!([1, 2]));
+    let mut first = server.connect().await;
+    let sent = body.clone();
+    let first = tokio::spawn(async move { first.call("POST", INFER, "", sent.as_bytes()).await });
+    gate.0.notified().await;
+    let in_flight = || server.state.0.slots.lease("echo-fp32").unwrap().stats.in_flight();
+    let until = async |wanted: u64| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while in_flight() != wanted {
+            assert!(Instant::now() < deadline, "{} in flight, not {wanted}", in_flight());
+            tokio::task::yield_now().await;
+        }
+    };
+    // One leaves while it waits, the time of another is up.
+    let mut leaving = server.connect().await;
+    let head =
+        format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    leaving.stream.write_all(head.as_bytes()).await.unwrap();
+    until(2).await;
+    drop(leaving);
+    until(1).await;
+    let hasty = body.replace("{\"inputs\"", "{\"parameters\":{\"timeout\":30000},\"inputs\"");
+    let answer = server.post(INFER, &hasty).await;
+    assert_eq!(answer.status, 504);
+    assert!(answer.error().contains("within its timeout of 30000 us"), "{answer:?}");
+    *gate.2.lock() = true;
+    gate.1.notify_all();
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(server.post(INFER, &body).await.status, 200);
+    assert_eq!(runs.load(Ordering::SeqCst), 2, "the two in between were not run");
 }

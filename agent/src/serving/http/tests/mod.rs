@@ -2,16 +2,16 @@
 
 mod errors;
 mod joins;
-mod limits;
+pub(in crate::serving) mod limits;
 mod matrix;
 mod shadow;
 mod swap;
 
 use super::*;
 use crate::{
-    engine::{LoadedModel, RunError},
-    monitor::{Moment, MonitorClock, MonitorConfig, RecordSink, SinkError},
-    serving::slots::ServedBundle,
+    engine::{LoadedModel, RunError, pool::WorkerPool},
+    monitor::{Moment, Monitor, MonitorClock, MonitorConfig, RecordSink, SinkError},
+    serving::slots::{ServedBundle, SlotTable},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -24,7 +24,12 @@ use edgefleet_shared::{
 };
 use parking_lot::Mutex;
 use serde_json::Value;
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -32,12 +37,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(super) fn pool(threads: usize, queue: usize) -> Arc<WorkerPool> {
+pub(in crate::serving) fn pool(threads: usize, queue: usize) -> Arc<WorkerPool> {
     Arc::new(WorkerPool::new(threads, queue).unwrap())
 }
 
 /// A model made of a function.
-pub(super) struct Function<F>(pub(super) F);
+pub(in crate::serving) struct Function<F>(pub(in crate::serving) F);
 impl<F: Fn(&[Tensor]) -> Result<Vec<Tensor>, RunError> + Send + Sync> LoadedModel for Function<F> {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
         (self.0)(inputs)
@@ -45,11 +50,11 @@ impl<F: Fn(&[Tensor]) -> Result<Vec<Tensor>, RunError> + Send + Sync> LoadedMode
 }
 
 /// Returns its input `x` as `y`.
-pub(super) fn echo() -> Arc<dyn LoadedModel> {
+pub(in crate::serving) fn echo() -> Arc<dyn LoadedModel> {
     Arc::new(Function(|inputs: &[Tensor]| Ok(inputs.iter().map(|x| x.clone().with_name("y")).collect())))
 }
 
-pub(super) struct WallClock(Instant);
+pub(in crate::serving) struct WallClock(Instant);
 impl MonitorClock for WallClock {
     fn now(&self) -> Moment {
         let mono_ms = self.0.elapsed().as_millis() as u64;
@@ -58,7 +63,7 @@ impl MonitorClock for WallClock {
 }
 
 #[derive(Default)]
-pub(super) struct Kept(pub(super) Mutex<Vec<RecordBody>>);
+pub(in crate::serving) struct Kept(pub(in crate::serving) Mutex<Vec<RecordBody>>);
 impl RecordSink for Kept {
     fn append(&self, record: RecordBody) -> Result<(), SinkError> {
         self.0.lock().push(record);
@@ -66,11 +71,16 @@ impl RecordSink for Kept {
     }
 }
 
-pub(super) fn spec(name: &str, datatype: Datatype, shape: &[i64]) -> TensorSpec {
+pub(in crate::serving) fn spec(name: &str, datatype: Datatype, shape: &[i64]) -> TensorSpec {
     TensorSpec { name: name.into(), datatype, shape: shape.into() }
 }
 
-pub(super) fn manifest(name: &str, counter: u64, inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Manifest {
+pub(in crate::serving) fn manifest(
+    name: &str,
+    counter: u64,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+) -> Manifest {
     Manifest {
         schema: 1,
         model: ModelCard {
@@ -96,7 +106,7 @@ pub(super) fn manifest(name: &str, counter: u64, inputs: &[TensorSpec], outputs:
     }
 }
 
-pub(super) fn bundle(manifest: Manifest, model: Arc<dyn LoadedModel>) -> Arc<ServedBundle> {
+pub(in crate::serving) fn bundle(manifest: Manifest, model: Arc<dyn LoadedModel>) -> Arc<ServedBundle> {
     let bundle: BundleName = manifest.name();
     Arc::new(ServedBundle {
         slot: (&bundle.model).into(),
@@ -109,13 +119,13 @@ pub(super) fn bundle(manifest: Manifest, model: Arc<dyn LoadedModel>) -> Arc<Ser
 }
 
 /// `echo-fp32` and so on: `x` and `y` are `[-1, 2]`.
-pub(super) fn echo_bundle(datatype: Datatype) -> Arc<ServedBundle> {
+pub(in crate::serving) fn echo_bundle(datatype: Datatype) -> Arc<ServedBundle> {
     let name = format!("echo-{}", datatype.as_str().to_lowercase());
     bundle(manifest(&name, 1, &[spec("x", datatype, &[-1, 2])], &[spec("y", datatype, &[-1, 2])]), echo())
 }
 
 /// Scores are the input, the class is the best of them; four labels.
-pub(super) fn classifier(counter: u64) -> Arc<ServedBundle> {
+pub(in crate::serving) fn classifier(counter: u64) -> Arc<ServedBundle> {
     let mut manifest = manifest(
         "digits",
         counter,
@@ -128,22 +138,22 @@ pub(super) fn classifier(counter: u64) -> Arc<ServedBundle> {
     bundle(manifest, Arc::new(Function(model)))
 }
 
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
-    pub(super) metrics: SocketAddr,
-    pub(super) state: ServingState,
-    pub(super) monitor: Arc<Monitor>,
-    pub(super) kept: Arc<Kept>,
-    pub(super) stop: CancellationToken,
-    pub(super) tasks: Vec<JoinHandle<()>>,
+pub(in crate::serving) struct Server {
+    pub(in crate::serving) address: SocketAddr,
+    pub(in crate::serving) metrics: SocketAddr,
+    pub(in crate::serving) state: ServingState,
+    pub(in crate::serving) monitor: Arc<Monitor>,
+    pub(in crate::serving) kept: Arc<Kept>,
+    pub(in crate::serving) stop: CancellationToken,
+    pub(in crate::serving) tasks: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    pub(super) async fn start(bundles: Vec<Arc<ServedBundle>>) -> Self {
+    pub(in crate::serving) async fn start(bundles: Vec<Arc<ServedBundle>>) -> Self {
         Self::with(ServingConfig::default(), pool(4, 256), bundles).await
     }
 
-    pub(super) async fn with(
+    pub(in crate::serving) async fn with(
         config: ServingConfig,
         pool: Arc<WorkerPool>,
         bundles: Vec<Arc<ServedBundle>>,
@@ -160,23 +170,29 @@ impl Server {
         let (address, metrics_address) = (main.local_addr().unwrap(), metrics.local_addr().unwrap());
         let stop = CancellationToken::new();
         let tasks = vec![
-            tokio::spawn(serve(vec![main], state.clone(), stop.clone())),
-            tokio::spawn(serve_metrics(vec![metrics], state.clone(), stop.clone())),
+            tokio::spawn(serve(vec![main.into()], state.clone(), stop.clone())),
+            tokio::spawn(serve_metrics(vec![metrics.into()], state.clone(), stop.clone())),
         ];
         Self { address, metrics: metrics_address, state, monitor, kept, stop, tasks }
     }
 
-    pub(super) async fn connect(&self) -> Client {
+    pub(in crate::serving) async fn connect(&self) -> Client {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), rest: Vec::new() }
     }
     /// One request on a connection of its own.
-    pub(super) async fn call(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answered {
+    pub(in crate::serving) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &[u8],
+    ) -> Answered {
         self.connect().await.call(method, path, headers, body).await
     }
-    pub(super) async fn get(&self, path: &str) -> Answered {
+    pub(in crate::serving) async fn get(&self, path: &str) -> Answered {
         self.call("GET", path, "", b"").await
     }
-    pub(super) async fn post(&self, path: &str, body: &str) -> Answered {
+    pub(in crate::serving) async fn post(&self, path: &str, body: &str) -> Answered {
         self.call("POST", path, "", body.as_bytes()).await
     }
 }
@@ -186,30 +202,30 @@ async fn listen() -> TcpListener {
 }
 
 /// One keep-alive connection.
-pub(super) struct Client {
-    pub(super) stream: TcpStream,
+pub(in crate::serving) struct Client {
+    pub(in crate::serving) stream: TcpStream,
     rest: Vec<u8>,
 }
 
 #[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) status: u16,
-    pub(super) headers: BTreeMap<String, String>,
-    pub(super) body: Vec<u8>,
+pub(in crate::serving) struct Answered {
+    pub(in crate::serving) status: u16,
+    pub(in crate::serving) headers: BTreeMap<String, String>,
+    pub(in crate::serving) body: Vec<u8>,
 }
 
 impl Answered {
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::serving) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
-    pub(super) fn error(&self) -> String {
+    pub(in crate::serving) fn error(&self) -> String {
         self.json()["error"].as_str().unwrap().to_owned()
     }
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::serving) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
     /// The JSON and the binary data behind it.
-    pub(super) fn split(&self) -> (Value, &[u8]) {
+    pub(in crate::serving) fn split(&self) -> (Value, &[u8]) {
         let at =
             self.header("inference-header-content-length").map_or(self.body.len(), |n| n.parse().unwrap());
         (serde_json::from_slice(&self.body[..at]).unwrap(), &self.body[at..])
@@ -217,7 +233,13 @@ impl Answered {
 }
 
 impl Client {
-    pub(super) async fn call(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answered {
+    pub(in crate::serving) async fn call(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &[u8],
+    ) -> Answered {
         let length =
             if method == "GET" { String::new() } else { format!("content-length: {}\r\n", body.len()) };
         let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{length}{headers}\r\n");
@@ -226,7 +248,7 @@ impl Client {
     }
 
     /// The next answer, `None` if the connection ends without one.
-    pub(super) async fn answer(&mut self) -> Option<Answered> {
+    pub(in crate::serving) async fn answer(&mut self) -> Option<Answered> {
         let end = loop {
             if let Some(end) = self.rest.windows(4).position(|w| w == b"\r\n\r\n") {
                 break end;
@@ -264,13 +286,18 @@ impl Client {
 }
 
 /// `{"inputs": [{x}], ...}` for one tensor.
-pub(super) fn json_infer(name: &str, datatype: Datatype, shape: &[usize], data: &Value) -> String {
+pub(in crate::serving) fn json_infer(
+    name: &str,
+    datatype: Datatype,
+    shape: &[usize],
+    data: &Value,
+) -> String {
     serde_json::json!({
         "inputs": [{"name": name, "datatype": datatype.as_str(), "shape": shape, "data": data}]
     })
     .to_string()
 }
 
-pub(super) fn raw(values: &[f32]) -> Bytes {
+pub(in crate::serving) fn raw(values: &[f32]) -> Bytes {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

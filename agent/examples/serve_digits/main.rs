@@ -1,10 +1,11 @@
 //! Serves `models/digits` with the agent's own parts but without a fleet: for clients' developers and
-//! for `tests/python/tritonclient_story.py`. With `--measure` it prints what HTTP costs instead.
+//! for `tests/python/tritonclient_story.py`. With `--measure` it prints what each way to the model costs instead.
 //!
 //! `cargo run --example serve_digits -- models/digits/v2 127.0.0.1:8000 [--measure]`
 
+mod measure;
+
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use edgefleet_agent::{
     clock,
     engine::{Engine, LoadedModel, pool::WorkerPool, tract::TractEngine},
@@ -12,6 +13,7 @@ use edgefleet_agent::{
     serving::{
         ServedBundle, SlotTable,
         http::{ServingConfig, ServingState, serve},
+        listen::SocketFile,
     },
 };
 use edgefleet_shared::{
@@ -20,16 +22,11 @@ use edgefleet_shared::{
     ids::{AttemptId, BootId},
     reported::ClockQuality,
     telemetry::RecordBody,
-    tensor::{Datatype, Tensor},
+    tensor::Datatype,
 };
-use serde_json::{Value, json};
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use measure::{Glance, Subject, measure};
+use serde_json::Value;
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 struct SinceStart(Instant);
@@ -50,11 +47,25 @@ impl RecordSink for Printed {
     }
 }
 
+fn spec(name: &str, datatype: Datatype, shape: &[i64]) -> TensorSpec {
+    TensorSpec { name: name.into(), datatype, shape: shape.into() }
+}
+
+fn served(manifest: Manifest, model: Arc<dyn LoadedModel>) -> anyhow::Result<Arc<ServedBundle>> {
+    let bundle = manifest.name();
+    Ok(Arc::new(ServedBundle {
+        slot: (&bundle.model).into(),
+        digest: BundleDigest::of(&manifest.to_bytes()),
+        attempt: AttemptId { rollout: "by-hand".parse()?, number: 1 },
+        bundle,
+        manifest,
+        model,
+    }))
+}
+
 fn digits(folder: &Path) -> anyhow::Result<Manifest> {
     let source: Value = toml::from_str(&std::fs::read_to_string(folder.join("bundle.toml"))?)?;
     let counter = source["model"]["counter"].as_u64().context("model.counter")?;
-    let spec =
-        |name: &str, datatype, shape: &[i64]| TensorSpec { name: name.into(), datatype, shape: shape.into() };
     Ok(Manifest {
         schema: 1,
         model: ModelCard {
@@ -99,28 +110,45 @@ async fn main() -> anyhow::Result<()> {
     let config = MonitorConfig::new("example".parse()?, BootId::from_random([1; 16]));
     let monitor = Arc::new(Monitor::new(config, Arc::new(SinceStart(Instant::now())), Arc::new(Printed)));
     let slots = SlotTable::new(monitor.clone());
-    let bundle = manifest.name();
-    slots.activate(Arc::new(ServedBundle {
-        slot: (&bundle.model).into(),
-        digest: BundleDigest::of(&manifest.to_bytes()),
-        attempt: AttemptId { rollout: "by-hand".parse()?, number: 1 },
-        bundle,
-        manifest,
-        model: model.clone(),
-    }));
+    let mut picture = manifest.clone();
+    picture.model.name = "picture".parse()?;
+    picture.prediction = None;
+    picture.interface = Interface {
+        inputs: vec![spec("picture", Datatype::Fp32, &[-1, 3, 640, 640])],
+        outputs: vec![spec("first", Datatype::Fp32, &[-1, 1])],
+    };
+    slots.activate(served(manifest, model.clone())?);
+    let glance: Arc<dyn LoadedModel> = Arc::new(Glance);
+    slots.activate(served(picture, glance.clone())?);
     let serving = ServingConfig { local_token: Some("example".into()), ..Default::default() };
     let pool = Arc::new(WorkerPool::new(2, 256)?);
     let state = ServingState::new(serving, slots, pool, monitor.clone());
     let listener = tokio::net::TcpListener::bind(address.parse::<SocketAddr>()?).await?;
     let address = listener.local_addr()?;
     println!("{address}");
+    let socket = std::env::temp_dir().join(format!("serve-digits-{}.sock", std::process::id()));
+    let file = SocketFile::listen(&socket, 0o600).await?;
+    println!("{}", socket.display());
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     if rest.iter().any(|flag| flag == "--measure") {
+        let subjects = [
+            Subject { slot: "digits", input: "image", shape: vec![1, 64], model, rounds: (40, 100) },
+            Subject {
+                slot: "picture",
+                input: "picture",
+                shape: vec![1, 3, 640, 640],
+                model: glance,
+                rounds: (10, 20),
+            },
+        ];
         tokio::task::spawn_blocking(move || {
-            let done = measure(address, model.as_ref());
+            for subject in &subjects {
+                if let Err(error) = measure(address, &socket, subject) {
+                    eprintln!("{}: {error:?}", subject.slot);
+                }
+            }
             stop.cancel();
-            done
         });
     } else {
         tokio::spawn(async move {
@@ -128,59 +156,7 @@ async fn main() -> anyhow::Result<()> {
             stop.cancel();
         });
     }
-    serve(vec![listener], state, shutdown).await;
+    serve(vec![listener.into(), file.into()], state, shutdown).await;
     monitor.flush();
-    Ok(())
-}
-
-/// Alternates blocks of direct runs and HTTP requests with the same image; prints medians in us.
-fn measure(address: SocketAddr, model: &dyn LoadedModel) -> anyhow::Result<()> {
-    let raw = Bytes::from(vec![0u8; 256]);
-    let image = Tensor::new("image", Datatype::Fp32, vec![1, 64], raw.clone())?;
-    let json = json!({
-        "parameters": {"binary_data_output": true},
-        "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "parameters": {"binary_data_size": 256}}],
-    })
-    .to_string();
-    let head = format!(
-        "POST /v2/models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\
-         inference-header-content-length: {}\r\n\r\n",
-        json.len() + raw.len(),
-        json.len()
-    );
-    let request = [head.as_bytes(), json.as_bytes(), &raw].concat();
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut buffer = vec![0; 64 * 1024];
-    let mut ask = || -> anyhow::Result<Duration> {
-        let began = Instant::now();
-        stream.write_all(&request)?;
-        let n = stream.read(&mut buffer)?; // small answers are one write
-        let took = began.elapsed();
-        anyhow::ensure!(
-            buffer[..n].starts_with(b"HTTP/1.1 200"),
-            "{}",
-            String::from_utf8_lossy(&buffer[..n])
-        );
-        Ok(took)
-    };
-    let (mut direct, mut http) = (Vec::new(), Vec::new());
-    for _ in 0..40 {
-        for _ in 0..100 {
-            let began = Instant::now();
-            model.run(std::slice::from_ref(&image))?;
-            direct.push(began.elapsed());
-        }
-        for _ in 0..100 {
-            http.push(ask()?);
-        }
-    }
-    let at = |times: &mut Vec<Duration>, q: usize| {
-        times.sort_unstable();
-        times[times.len() * q / 100].as_micros()
-    };
-    println!("direct p50 {} us, p95 {} us", at(&mut direct, 50), at(&mut direct, 95));
-    println!("http   p50 {} us, p95 {} us", at(&mut http, 50), at(&mut http, 95));
-    println!("added  p50 {} us", at(&mut http, 50).saturating_sub(at(&mut direct, 50)));
     Ok(())
 }

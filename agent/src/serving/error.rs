@@ -1,6 +1,6 @@
-//! Errors as clients see them: a status and `{"error": text}`.
+//! Errors as clients see them: a status and a text. Over HTTP that is `{"error": text}`; gRPC has codes of its own.
 
-use crate::serving::oip::OipError;
+use super::oip::OipError;
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -34,11 +34,18 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+}
+
 impl From<OipError> for ApiError {
     fn from(error: OipError) -> Self {
         match error {
             OipError::Bad(message) => Self::bad(message),
             OipError::Unsupported(message) => Self::unsupported(message),
+            OipError::Busy(message) => Self::busy(message, Duration::from_secs(1)),
             OipError::Model(message) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }

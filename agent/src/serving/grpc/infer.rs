@@ -1,0 +1,213 @@
+//! `ModelInfer` and `ModelStreamInfer`.
+
+use super::{
+    Call, Refused, Reply,
+    frame::{self, Messages, Wait},
+    status,
+};
+use crate::{
+    monitor::Outcome,
+    serving::{
+        budget::Share,
+        error::ApiError,
+        flight::{Answered, Failed, InFlight, bad, run},
+        http::body::OFF_THREAD,
+        listen::Stopping,
+        oip::{
+            InferRequest,
+            proto::{ProtoRequest, ProtoResponse},
+            protobuf::Writer,
+            response::{ResponseParameters, deliver},
+        },
+        slots::Active,
+        state::version,
+    },
+};
+use axum::{body::Body, http::StatusCode, response::Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use std::{collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Instant};
+
+/// Requests of one stream that are worked on at a time; they are answered in order.
+const AT_ONCE: usize = 8;
+
+/// One inference. `is_stream`: as a part of a stream, where the client may ask to be told that this was all.
+pub(super) async fn infer(
+    call: &Call,
+    message: Bytes,
+    share: Share,
+    is_stream: bool,
+) -> Result<Reply, Refused> {
+    let started = if is_stream { Instant::now() } else { call.started };
+    let size = message.len();
+    let request = ProtoRequest::read(message).map_err(ApiError::from)?;
+    let wanted = if request.version.is_empty() { None } else { Some(version(&request.version)?) };
+    let active = call.state.find(&request.model, wanted)?;
+    let mut flight = InFlight::new(active.clone(), &call.state, started);
+    let bundle = Some(active.bundle_text.clone());
+    match answer(call, &mut flight, request, size, share, is_stream).await {
+        Ok(chunks) => {
+            flight.outcome = Outcome::Ok;
+            Ok(Reply { chunks, bundle })
+        }
+        Err((outcome, error)) => {
+            flight.outcome = outcome;
+            Err(Refused { error, bundle })
+        }
+    }
+}
+
+async fn answer(
+    call: &Call,
+    flight: &mut InFlight,
+    request: ProtoRequest,
+    size: usize,
+    mut share: Share,
+    is_stream: bool,
+) -> Result<Vec<Bytes>, Failed> {
+    let active: Arc<Active> = flight.active.clone();
+    let is_final = is_stream && request.wants_final().map_err(bad)?;
+    let (model, came) = (request.model.clone(), call.came);
+    let received = Instant::now();
+    let is_heavy =
+        size > OFF_THREAD && request.has_contents() || call.state.0.regions.largest() > OFF_THREAD as u64;
+    let (fitting, state) = (active.clone(), call.state.clone());
+    let fit = move || {
+        let manifest = &fitting.served.manifest;
+        let mut memory = state.0.regions.lend(came, &mut share);
+        let request = request.fit(&manifest.interface, manifest.limits.batch_max, &mut memory)?;
+        Ok::<_, ApiError>((request, share))
+    };
+    let (request, mut share) = run(is_heavy, fit).await.map_err(bad)?;
+    flight.spent.input = received.elapsed();
+    let InferRequest { id, inputs, outputs: wanted, timeout } = request;
+    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, timeout).await?;
+
+    let answered = Instant::now();
+    let is_heavy = wanted.iter().any(|output| output.place.is_some())
+        && call.state.0.regions.largest() > OFF_THREAD as u64;
+    let (writing, state) = (active.clone(), call.state.clone());
+    let write = move || {
+        let manifest = &writing.served.manifest;
+        let mut memory = state.0.regions.lend(came, &mut share);
+        let delivered = deliver(&outputs, &wanted, writing.is_batched(), &manifest.labels, &mut memory)?;
+        let response = ProtoResponse {
+            model: &model,
+            version: &writing.served.bundle.counter.to_string(),
+            id: id.as_deref(),
+            parameters: ResponseParameters {
+                bundle: &writing.bundle_text,
+                attempt: &writing.attempt_text,
+                prediction_id,
+                prediction_count,
+            },
+            is_final,
+        };
+        Ok::<_, ApiError>(response.write(&delivered))
+    };
+    let chunks = run(is_heavy, write).await.map_err(bad)?;
+    flight.spent.output = answered.elapsed();
+    Ok(chunks)
+}
+
+/// Answers requests in the order they came. One that fails is told so in its answer; only a stream that cannot be
+/// read any further ends with an error.
+pub(super) fn stream(call: Call, body: Body) -> Response {
+    let config = &call.state.0.config;
+    let messages = Messages::new(body, call.coding, config.body_limit_bytes, config);
+    let deadline = call.deadline;
+    let stopping = call.head.extensions.get::<Stopping>().cloned();
+    let call = Arc::new(call);
+    let reading = call.clone();
+    let requests = stream::unfold(Some(messages), move |messages| {
+        let (call, stopping) = (reading.clone(), stopping.clone());
+        async move {
+            let mut messages = messages?;
+            let mut share = Share::new(&call.state);
+            let next = match &stopping {
+                None => messages.next(&mut share, Wait::Forever).await,
+                Some(Stopping(told)) => tokio::select! {
+                    next = messages.next(&mut share, Wait::Forever) => next,
+                    () = told.cancelled() => {
+                        let why = "the agent is stopping";
+                        Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why))
+                    }
+                },
+            };
+            match next {
+                Ok(Some(message)) => Some((Ok((message, share)), Some(messages))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        }
+    });
+    let answers = requests
+        .map(move |request| {
+            let call = call.clone();
+            async move {
+                let (message, share) = request?;
+                Ok::<_, ApiError>(stream_answer(infer(&call, message, share, true).await))
+            }
+        })
+        .buffered(AT_ONCE);
+    let frames = Frames { answers: Some(Box::pin(answers)), pieces: VecDeque::new(), deadline };
+    let frames = stream::unfold(frames, |mut frames| async move {
+        let frame = frames.next().await?;
+        Some((Ok::<_, Infallible>(frame), frames))
+    });
+    frame::answered(Body::new(StreamBody::new(frames)), None)
+}
+
+/// `ModelStreamInferResponse`: an error's text, or the response.
+fn stream_answer(reply: Result<Reply, Refused>) -> Vec<Bytes> {
+    let mut head = Writer::new();
+    match reply {
+        Ok(Reply { mut chunks, .. }) => {
+            head.head(2, chunks.iter().map(Bytes::len).sum());
+            chunks.insert(0, head.finish().into());
+            chunks
+        }
+        Err(Refused { error, .. }) => {
+            head.element(1, error.message());
+            vec![head.finish().into()]
+        }
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Vec<Bytes>, ApiError>> + Send>>;
+
+/// The answers of a stream as frames, and the trailers behind them.
+struct Frames {
+    /// `None` once the trailers are out.
+    answers: Option<Answers>,
+    pieces: VecDeque<Bytes>,
+    deadline: Option<Instant>,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Option<Frame<Bytes>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Some(Frame::data(piece));
+        }
+        let answers = self.answers.as_mut()?;
+        let answer = match self.deadline {
+            None => answers.next().await,
+            Some(at) => match tokio::time::timeout_at(at.into(), answers.next()).await {
+                Ok(answer) => answer,
+                Err(_) => Some(Err(status::too_late())),
+            },
+        };
+        let error = match answer.map(|answer| answer.and_then(frame::framed)) {
+            Some(Ok(pieces)) => {
+                self.pieces = pieces;
+                return self.pieces.pop_front().map(Frame::data);
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        self.answers = None;
+        Some(frame::end(error.as_ref().map_or(Ok(()), Err)))
+    }
+}

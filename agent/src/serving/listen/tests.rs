@@ -1,0 +1,144 @@
+//! Ways in: a socket file for both protocols, TLS for both, and clients that say nothing.
+
+use super::*;
+use crate::serving::{
+    http::{
+        access::admit,
+        tests::{Server, echo_bundle, pool},
+    },
+    state::ServingConfig,
+};
+use axum::http::{HeaderMap, Version, header};
+use bytes::Bytes;
+use edgefleet_shared::tensor::Datatype;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1 as client1, http2 as client2};
+use rustls::pki_types::ServerName;
+use std::sync::Arc;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    task::JoinHandle,
+};
+use tokio_rustls::TlsConnector;
+
+/// More listeners for the state of a server.
+fn also(server: &Server, listener: Listener) -> JoinHandle<()> {
+    tokio::spawn(serve(vec![listener], server.state.clone(), server.stop.clone()))
+}
+
+async fn http1(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> u16 {
+    let (mut sender, connection) = client1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request =
+        Request::get("/v2/models/echo-fp32").header("host", "localhost").body(Full::<Bytes>::default());
+    sender.send_request(request.unwrap()).await.unwrap().status().as_u16()
+}
+
+async fn ready_over_grpc(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Vec<u8> {
+    let (mut sender, connection) =
+        client2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://localhost/inference.GRPCInferenceService/ServerReady")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::from_static(&[0; 5])));
+    let answer = sender.send_request(request.unwrap()).await.unwrap();
+    answer.into_body().collect().await.unwrap().to_bytes().to_vec()
+}
+
+/// `ServerReadyResponse { ready: true }` in its frame.
+const READY: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
+
+#[tokio::test]
+async fn a_socket_file_speaks_both_protocols_and_goes_with_the_agent() {
+    let server = Server::start(vec![echo_bundle(Datatype::Fp32)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.sock");
+    let socket = SocketFile::listen(&path, 0o600).await.unwrap();
+    let serving = also(&server, socket.into());
+    assert_eq!(http1(UnixStream::connect(&path).await.unwrap()).await, 200);
+    assert_eq!(ready_over_grpc(UnixStream::connect(&path).await.unwrap()).await, READY);
+    assert_eq!(
+        ready_over_grpc(TcpStream::connect(server.address).await.unwrap()).await,
+        READY,
+        "every port too"
+    );
+    server.stop.cancel();
+    serving.await.unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn tls_carries_both_protocols_and_nothing_else_gets_in() {
+    let server = Server::start(vec![echo_bundle(Datatype::Fp32)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    also(&server, Listener::with_tls(tcp, acceptor(&certificate, &key).unwrap()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let connect = async |protocol: &[u8]| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+        stream
+    };
+    assert_eq!(http1(connect(b"http/1.1").await).await, 200);
+    assert_eq!(ready_over_grpc(connect(b"h2").await).await, READY);
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    plain.write_all(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = vec![];
+    plain.read_to_end(&mut answer).await.ok(); // the connection may also be reset
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    for (certificate, key) in
+        [(&key, &key), (&certificate, &certificate), (&folder.path().join("none"), &key)]
+    {
+        assert!(acceptor(certificate, key).is_err(), "{certificate:?} {key:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_says_nothing_or_half_of_something_is_shown_the_door() {
+    let config = ServingConfig { header_timeout: Duration::from_millis(200), ..ServingConfig::default() };
+    let server = Server::with(config, pool(1, 1), vec![]).await;
+    for said in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n", b"GET /v2 HTTP/1.1\r\n"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut answer = vec![];
+        let end = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+        assert!(end.is_ok(), "{said:?} keeps its connection");
+    }
+}
+
+#[test]
+fn other_machines_need_the_token_and_programs_here_do_not() {
+    let token = Some("0123456789abcdef".to_owned());
+    let config = ServingConfig { remote_token: token, ..ServingConfig::default() };
+    let (here, there) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+    let uri = "/v2".parse().unwrap();
+    for (came, bearer, wanted) in [
+        (Came::Tcp { local: here, peer: there }, None, 401),
+        (Came::Tcp { local: here, peer: there }, Some("Bearer wrong"), 403),
+        (Came::Tcp { local: here, peer: there }, Some("Basic 0123456789abcdef"), 401),
+        (Came::Tcp { local: here, peer: there }, Some("Bearer 0123456789abcdef"), 200),
+        (Came::Tcp { local: here, peer: here }, None, 200),
+        (Came::Socket, None, 200),
+    ] {
+        let mut headers = HeaderMap::from_iter([(header::HOST, "10.0.0.1:8443".parse().unwrap())]);
+        bearer.map(|bearer| headers.insert(header::AUTHORIZATION, bearer.parse().unwrap()));
+        let found = admit(&config, &headers, &uri, Version::HTTP_11, came);
+        assert_eq!(found.map_or_else(|e| e.status.as_u16(), |()| 200), wanted, "{came:?} {bearer:?}");
+    }
+}
