@@ -1,20 +1,23 @@
 //! Engines are peers behind one trait: load a verified model file, run tensors through it.
 //!
-//! `tract` is the engine that is always there, `pool` runs it beside the async world, `probe` tries an
-//! unknown bundle in a confined child before anything here may load it, `golden` compares answers.
+//! `tract` is the engine that is always there, `onnxruntime` is one where its library is; `pool` runs them
+//! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load
+//! it, `golden` compares answers.
 
 pub mod golden;
+pub mod onnxruntime;
 pub mod pool;
 pub(crate) mod priority;
 pub mod probe;
+mod request;
 pub mod tract;
 
 use edgefleet_shared::{
-    bundle::{Artifact, Interface, Precision},
+    bundle::{Artifact, Interface, Precision, manifest::MAX_BLOB_BYTES},
     reported::RefusalCode,
     tensor::Tensor,
 };
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 /// Turns a verified model file into something that can be run.
 pub trait Engine: Send + Sync {
@@ -57,6 +60,23 @@ pub enum RunError {
     /// The engine failed or panicked; the message names the model and the engine's words.
     #[error("{0}")]
     Engine(String),
+}
+
+/// The bytes of a model file, at most as many as a bundle's blob may have.
+fn read_model(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let fault = |code, message| LoadError { code, message, node: None, op: None };
+    let unreadable = |reason: std::io::Error| {
+        let message = format!("could not read model {}: {reason}", path.display());
+        fault(RefusalCode::StorageFailed, message)
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BLOB_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BLOB_BYTES {
+        let message = format!("model file has more than {MAX_BLOB_BYTES} bytes");
+        return Err(fault(RefusalCode::ModelInvalid, message));
+    }
+    Ok(bytes)
 }
 
 /// The variant of a model this device runs: meant for its architecture, in the precision the engine is

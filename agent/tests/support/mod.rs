@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part
 
 pub mod onnx;
+pub mod ort;
 
 use bytes::Bytes;
 use edgefleet_shared::{

@@ -81,11 +81,7 @@ impl Fleet {
             reported.nonce = None;
         }
         let same = known.status.facts == facts
-            && known
-                .status
-                .reported
-                .as_ref()
-                .is_some_and(|old| {
+            && known.status.reported.as_ref().is_some_and(|old| {
                 Reported { at: reported.at, seq: reported.seq, ..(**old).clone() } == reported
             });
         self.index.update_status(&id, |status| {

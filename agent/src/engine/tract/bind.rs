@@ -19,18 +19,9 @@ pub(super) struct Binding {
     pub(super) outputs: Vec<usize>,
 }
 
-/// Every input of the graph must be in the interface and the other way round; outputs the interface
-/// leaves out are not computed.
+/// As [`agree`], and tract has the datatypes.
 pub(super) fn bind(proto: &pb::ModelProto, interface: &Interface) -> Result<Binding, LoadError> {
-    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
-    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-    let inputs: Vec<_> = graph.input.iter().filter(|i| !preset.contains(i.name.as_str())).collect();
-    let outputs: Vec<_> = graph.output.iter().collect();
-    positions("input", &inputs, &interface.inputs)?;
-    if let Some(extra) = inputs.iter().find(|i| !interface.inputs.iter().any(|spec| spec.name == i.name)) {
-        return Err(unequal("input", &extra.name, &inputs, &interface.inputs));
-    }
-    let positions = positions("output", &outputs, &interface.outputs)?;
+    let binding = agree(proto, interface)?;
     for spec in interface.inputs.iter().chain(&interface.outputs) {
         if tensors::engine_type(spec.datatype).is_none() {
             let why = format!("of {}, which engine {NAME} {VERSION} does not have", spec.datatype);
@@ -40,6 +31,21 @@ pub(super) fn bind(proto: &pb::ModelProto, interface: &Interface) -> Result<Bind
             return Err(error);
         }
     }
+    Ok(binding)
+}
+
+/// Every input of the graph must be in the interface and the other way round; outputs the interface
+/// leaves out are not computed.
+pub(super) fn agree(proto: &pb::ModelProto, interface: &Interface) -> Result<Binding, LoadError> {
+    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
+    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let inputs: Vec<_> = graph.input.iter().filter(|i| !preset.contains(i.name.as_str())).collect();
+    let outputs: Vec<_> = graph.output.iter().collect();
+    positions("input", &inputs, &interface.inputs)?;
+    if let Some(extra) = inputs.iter().find(|i| !interface.inputs.iter().any(|spec| spec.name == i.name)) {
+        return Err(unequal("input", &extra.name, &inputs, &interface.inputs));
+    }
+    let positions = positions("output", &outputs, &interface.outputs)?;
     Ok(Binding {
         inputs: interface.inputs.iter().map(|spec| spec.name.clone()).collect(),
         outputs: positions,

@@ -187,9 +187,10 @@ fn device(rollout: &Rollout, attempt: &Attempt) -> Vec<String> {
     let stage = attempt.shadow.filter(|_| attempt.mode == Mode::Shadow).unwrap_or(attempt.stage);
     let stage =
         rollout.plan.stages.get(usize::from(stage)).map_or_else(|| stage.to_string(), |s| s.name.clone());
-    let mut why = attempt.refusal.as_ref().map_or_else(String::new, |refusal| {
-        format!("{}: {}", refusal.code, refusal.message)
-    });
+    let mut why = attempt
+        .refusal
+        .as_ref()
+        .map_or_else(String::new, |refusal| format!("{}: {}", refusal.code, refusal.message));
     match &attempt.state {
         AttemptState::Deferred { why: deferral } => why = format!("not now: {}", name(deferral)),
         AttemptState::TimedOut { phase } => why = format!("while {}", name(phase)),
