@@ -57,7 +57,10 @@ static OPENED: Mutex<Opened> = Mutex::new(Vec::new());
 /// # Errors
 /// [`LibraryError`]; the same again for the same path until the process ends.
 pub(super) fn open(path: &Path) -> Result<&'static Library, LibraryError> {
+    // A confined process may open the file, but not follow links to it: its caller has done so. Never a bare
+    // name, which the linker would look for elsewhere.
     let path = std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
         .map_err(|e| LibraryError::Unreadable { path: path.to_owned(), reason: e.to_string() })?;
     let mut opened = OPENED.lock();
     if let Some((_, known)) = opened.iter().find(|(known, _)| *known == path) {

@@ -18,7 +18,11 @@ pub use model::OrtModel;
 pub(in crate::engine) use words::is_out_of_memory;
 
 use super::{Engine, LoadError, LoadedModel, tract};
-use edgefleet_shared::{bundle::Interface, reported::RefusalCode};
+use edgefleet_shared::{
+    bundle::{Interface, TensorSpec},
+    reported::RefusalCode,
+    tensor::{Datatype, Tensor},
+};
 use std::path::{Path, PathBuf};
 
 pub const NAME: &str = "onnxruntime";
@@ -44,6 +48,23 @@ impl OnnxRuntime {
     #[must_use]
     pub fn with_threads(&self, threads: usize) -> Self {
         Self { library: self.library, threads: threads.max(1) }
+    }
+
+    /// Makes the library look at the processor and set itself up, by running a matrix product of 2 by 2:
+    /// a confined process that goes on with less can do neither later.
+    ///
+    /// # Errors
+    /// A library that cannot even do that, in its words.
+    pub fn warm_up(&self) -> Result<(), LoadError> {
+        let side = |name: &str| {
+            vec![TensorSpec { name: name.into(), datatype: Datatype::Fp32, shape: vec![-1, -1] }]
+        };
+        let interface = Interface { inputs: side("x"), outputs: side("y") };
+        let (model, _) = self.with_threads(1).load_bytes(tract::product_file(), &interface)?;
+        let failed = |words: String| words::load_error(self.library.version, &words);
+        let input = Tensor::new("x", Datatype::Fp32, vec![2, 2], vec![0; 16].into());
+        let input = input.map_err(|e| failed(e.to_string()))?;
+        model.run(&[input]).map(drop).map_err(|e| failed(e.to_string()))
     }
 
     /// Loads a model from its bytes; for a confined process that cannot open files.

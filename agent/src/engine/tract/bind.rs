@@ -52,6 +52,30 @@ pub(super) fn agree(proto: &pb::ModelProto, interface: &Interface) -> Result<Bin
     })
 }
 
+/// What a model file says it takes and gives, for one that comes without a manifest.
+pub(in crate::engine) fn interface(proto: &pb::ModelProto) -> Result<Interface, LoadError> {
+    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
+    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let inputs = graph.input.iter().filter(|i| !preset.contains(i.name.as_str()));
+    Ok(Interface {
+        inputs: inputs.map(declared).collect::<Result<_, _>>()?,
+        outputs: graph.output.iter().map(declared).collect::<Result<_, _>>()?,
+    })
+}
+
+fn declared(info: &pb::ValueInfoProto) -> Result<TensorSpec, LoadError> {
+    let vague = |what: &str| mismatch(format!("tensor `{}` {what}, so a manifest is needed", info.name));
+    let Some(pb::type_proto::Value::TensorType(tensor)) = info.r#type.as_ref().and_then(|t| t.value.as_ref())
+    else {
+        return Err(vague("is declared without a type, or is no tensor"));
+    };
+    let told = DataType::try_from(tensor.elem_type).unwrap_or(DataType::Undefined);
+    let datatype = datatype(told).ok_or_else(|| vague("has a type that the protocol lacks"))?;
+    let shape = tensor.shape.as_ref().ok_or_else(|| vague("is declared without a shape"))?;
+    let shape = shape.dim.iter().map(|dim| dimension(dim).unwrap_or(-1)).collect();
+    Ok(TensorSpec { name: info.name.clone(), datatype, shape })
+}
+
 fn positions(
     side: &str,
     declared: &[&pb::ValueInfoProto],

@@ -42,6 +42,16 @@ pub(in crate::engine) fn inspect_for(model: &[u8], interface: &Interface) -> Res
     Ok(inspection)
 }
 
+/// The interface that a model file declares by itself.
+///
+/// # Errors
+/// [`LoadError`]: not ONNX, out of bounds, or not declared in full.
+pub(in crate::engine) fn declared_interface(model: &[u8]) -> Result<Interface, LoadError> {
+    let proto = inspect::decode(model)?;
+    inspect::inspect(&proto)?;
+    bind::interface(&proto)
+}
+
 /// Loads ONNX files with tract. Cheap to make; holds the register of operators.
 pub struct TractEngine {
     onnx: tract_onnx::Onnx,
@@ -125,6 +135,14 @@ impl Engine for TractEngine {
         let (model, _) = self.load_bytes(super::read_model(model)?, interface)?;
         Ok(Box::new(model))
     }
+}
+
+/// `y = x x` as a file that any engine takes.
+pub(in crate::engine) fn product_file() -> Vec<u8> {
+    use prost::Message;
+    let opset = tract_onnx::pb::OperatorSetIdProto { domain: String::new(), version: 13 };
+    let model = tract_onnx::pb::ModelProto { ir_version: 7, opset_import: vec![opset], ..product() };
+    model.encode_to_vec()
 }
 
 /// `y = x x`.
