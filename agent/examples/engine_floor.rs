@@ -19,6 +19,8 @@ use std::{
 };
 
 const AGAIN: &str = "onnxruntime-again";
+/// Where two threads are allowed, one may still be better: it is offered to the choice too.
+const ONE: &str = "onnxruntime-one-thread";
 
 struct Options {
     library: PathBuf,
@@ -128,15 +130,18 @@ fn measure(
 ) -> anyhow::Result<Contest> {
     let tract = first_setup(subject)?;
     let ort = Setup { engine: EngineName::Onnxruntime, threads, ..tract };
-    let again = Entry { label: AGAIN.into(), setup: ort };
-    Ok(contest(subject, engines, &[Entry::new(ort), Entry::new(tract), again], batch, budget)?)
+    let mut entries = vec![Entry::new(ort), Entry::new(tract), Entry { label: AGAIN.into(), setup: ort }];
+    if threads > 1 {
+        entries.push(Entry { label: ONE.into(), setup: Setup { threads: 1, ..ort } });
+    }
+    Ok(contest(subject, engines, &entries, batch, budget)?)
 }
 
 /// The rows of one contest, with ratios, and the row of what the agent would choose.
 fn judged(done: &Contest, threads: usize) -> Vec<Value> {
     let find = |label: &str| done.rows.iter().find(|row| row.engine == label);
     let Some(baseline) = find("onnxruntime") else { return Vec::new() };
-    let mut ordered: Vec<&Row> = ["tract", "onnxruntime"].into_iter().filter_map(find).collect();
+    let mut ordered: Vec<&Row> = ["tract", ONE, "onnxruntime"].into_iter().filter_map(find).collect();
     let medians: Vec<f64> = ordered.iter().map(|row| row.median_ms).collect();
     let chosen = ordered.get(best(&medians, 0, TIE)).copied();
     ordered.extend(find(AGAIN));

@@ -137,8 +137,7 @@ fn a_file_that_is_no_library_is_a_reason_and_costs_nothing() {
 fn loaded(chooser: &EngineChooser, bundle: &Bundle) -> String {
     let verdict = chooser.try_bundle(&files(bundle), &bundle.manifest);
     assert!(verdict.ok, "{verdict:#?}");
-    let blobs = bundle.folder.path().join("blobs/sha256");
-    let chosen = chooser.load(verdict.digest, &bundle.manifest, &blobs).unwrap();
+    let chosen = chooser.load(verdict.digest, &bundle.manifest, &files(bundle)).unwrap();
     let sample = &Source::digits(2).golden[0].1;
     chosen.model.run(&sample.inputs).unwrap();
     chosen.setup.to_string()
@@ -155,7 +154,7 @@ fn slow_bundle() -> Bundle {
 #[test]
 fn the_measured_engine_serves_and_a_slow_or_wrong_one_does_not() {
     let Some(real) = support::ort::library() else { return };
-    let bundle = slow_bundle();
+    let bundle = Source::digits(2).write();
     let (_slow_folder, slow) = support::engine::library(&real, Vice::Slow);
     let (_wrong_folder, wrong) = support::engine::library(&real, Vice::Wrong);
     // A library that takes 20 ms more than ONNX Runtime loses against tract; the settings can insist.
@@ -188,7 +187,7 @@ fn a_choice_is_remembered_until_engine_or_settings_change() {
     assert!(names.len() == 2 && names[1].starts_with("onnxruntime 1."), "{names:?}");
 
     // The next start knows it.
-    let blobs = bundle.folder.path().join("blobs/sha256");
+    let blobs = files(&bundle);
     let next = chooser(Some(&real), policy(1), folder);
     assert!(next.is_current(digest));
     assert_eq!(next.load(digest, &bundle.manifest, &blobs).unwrap().setup.to_string(), setup);

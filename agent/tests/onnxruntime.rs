@@ -251,7 +251,7 @@ fn many_threads_share_one_model() {
 }
 
 /// A shared library made from C for one test.
-pub fn c_library(folder: &Path, source: &str) -> std::path::PathBuf {
+fn c_library(folder: &Path, source: &str) -> std::path::PathBuf {
     let (code, library) = (folder.join("library.c"), folder.join("libonnxruntime.so.1.99.0"));
     std::fs::write(&code, source).unwrap();
     let done = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&code).status().unwrap();

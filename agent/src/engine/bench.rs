@@ -115,7 +115,7 @@ pub fn contest(
     }
     let mut rounds = Rounds::new(loaded.len(), budget);
     let mut failed: Vec<Option<String>> = loaded.iter().map(|_| None).collect();
-    while let Some(who) = rounds.next() {
+    while let Some(who) = rounds.whose_turn() {
         let started = Instant::now();
         match loaded[who].model.run(&input) {
             Ok(_) => rounds.record(who, started.elapsed()),

@@ -216,29 +216,43 @@ impl EngineChooser {
         self.known.lock().insert(bundle, selection);
     }
 
+    /// What may run a bundle right now, best first. Of one that nobody tried here: tract, which was all
+    /// there was when it came.
+    fn proven(&self, bundle: BundleDigest, manifest: &Manifest) -> Vec<Setup> {
+        let Some(selection) = self.selection(bundle) else {
+            let artifact = choose_artifact(&manifest.artifacts);
+            let tract =
+                |a: &Artifact| Setup { engine: EngineName::Tract, precision: a.precision, threads: 1 };
+            return artifact.map(tract).into_iter().collect();
+        };
+        // A library that is another one since may not run here before it was tried again.
+        let same = selection.key == self.key(bundle);
+        let trusted = |setup: &Setup| same || setup.engine == EngineName::Tract;
+        selection.passed.iter().map(|passed| passed.setup).filter(trusted).collect()
+    }
+
     /// Loads a bundle with the setup chosen for it. If that one is not there any more (a library was
-    /// removed), with the next that gave right answers; of a bundle nobody tried here, with tract.
+    /// removed), with the next that gave right answers; where none is left, what there is now is tried
+    /// first. Blocks.
     ///
     /// # Errors
     /// [`LoadError`] of the last setup that was tried.
-    pub fn load(&self, bundle: BundleDigest, manifest: &Manifest, blobs: &Path) -> Result<Chosen, LoadError> {
-        let fallback = || -> Option<Setup> {
-            let artifact = choose_artifact(&manifest.artifacts)?;
-            Some(Setup { engine: EngineName::Tract, precision: artifact.precision, threads: 1 })
-        };
-        let setups: Vec<Setup> = match self.selection(bundle) {
-            Some(selection) if !selection.passed.is_empty() => {
-                let same = selection.key == self.key(bundle);
-                // A library that is another one since may not run here before it was tried again.
-                let trusted = |setup: &Setup| same || setup.engine == EngineName::Tract;
-                selection.passed.iter().map(|passed| passed.setup).filter(trusted).collect()
-            }
-            Some(_) | None => fallback().into_iter().collect(),
-        };
+    pub fn load(
+        &self,
+        bundle: BundleDigest,
+        manifest: &Manifest,
+        files: &BundleFiles,
+    ) -> Result<Chosen, LoadError> {
+        let mut setups = self.proven(bundle, manifest);
+        if setups.is_empty() && !self.is_current(bundle) {
+            tracing::info!(bundle = %manifest.name(), "no proven engine is left, trying those that are here");
+            self.try_bundle(files, manifest);
+            setups = self.proven(bundle, manifest);
+        }
         let mut last = None;
         for setup in setups {
             let Some(found) = artifact(&manifest.artifacts, setup.precision) else { continue };
-            let path = blobs.join(found.blob.digest.to_hex());
+            let path = files.blobs.join(found.blob.digest.to_hex());
             match self.engines.load(setup, &path, &manifest.interface) {
                 Ok(model) => return Ok(Chosen { model: model.into(), setup }),
                 Err(error) => {

@@ -8,6 +8,7 @@ use crate::{
     engine::{
         LoadError,
         choosing::{Chosen, EngineChooser},
+        probe,
     },
     monitor::Monitor,
     serving::{
@@ -101,9 +102,11 @@ impl ServingHost {
         manifest: &Manifest,
         digest: BundleDigest,
     ) -> impl FnOnce() -> Result<Chosen, LoadError> + Send + use<> {
-        let (chooser, manifest, blobs) = (self.chooser.clone(), manifest.clone(), files.blobs_dir.clone());
+        let (chooser, manifest) = (self.chooser.clone(), manifest.clone());
+        let files =
+            probe::BundleFiles { manifest: files.manifest_path.clone(), blobs: files.blobs_dir.clone() };
         self.loads.fetch_add(1, Ordering::Relaxed);
-        move || chooser.load(digest, &manifest, &blobs)
+        move || chooser.load(digest, &manifest, &files)
     }
 
     pub(super) async fn load(

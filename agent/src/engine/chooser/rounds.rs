@@ -43,7 +43,7 @@ impl Rounds {
     }
 
     /// Who runs next; `None` when it is enough. A round once begun is ended.
-    pub fn next(&mut self) -> Option<usize> {
+    pub fn whose_turn(&mut self) -> Option<usize> {
         let contestants = self.times.len();
         loop {
             if contestants == 0 || self.out.iter().all(|out| *out) {
@@ -66,13 +66,13 @@ impl Rounds {
         }
     }
 
-    /// What the run of [`next`](Self::next) took.
+    /// What the run of [`whose_turn`](Self::whose_turn) took.
     pub fn record(&mut self, who: usize, took: Duration) {
         let contestants = self.times.len().max(1);
-        if self.turn / contestants >= self.budget.warm_up {
-            if let Some(times) = self.times.get_mut(who) {
-                times.push(took.as_secs_f64() * 1e3);
-            }
+        if self.turn / contestants >= self.budget.warm_up
+            && let Some(times) = self.times.get_mut(who)
+        {
+            times.push(took.as_secs_f64() * 1e3);
         }
         self.spent = self.spent.saturating_add(took);
         self.turn += 1;

@@ -83,7 +83,7 @@ fn what_runs_stays_unless_another_is_more_than_a_tenth_faster() {
 /// Runs rounds in virtual time: contestant `who` takes `micros[who]`.
 fn contest(micros: &[u64], budget: Budget) -> Rounds {
     let mut rounds = Rounds::new(micros.len(), budget);
-    while let Some(who) = rounds.next() {
+    while let Some(who) = rounds.whose_turn() {
         rounds.record(who, Duration::from_micros(micros[who]));
     }
     rounds
@@ -95,7 +95,7 @@ fn a_slow_engine_loses_and_a_broken_one_drops_out() {
     assert_eq!((rounds.medians(), best(&rounds.medians(), 0, GAIN)), (vec![9.0, 3.0], 1));
     assert_eq!(rounds.times()[0].len(), 50);
     let mut rounds = Rounds::new(2, Budget::DEFAULT);
-    while let Some(who) = rounds.next() {
+    while let Some(who) = rounds.whose_turn() {
         match who {
             0 => rounds.record(0, Duration::from_millis(5)),
             _ => rounds.drop_out(1),
@@ -123,7 +123,7 @@ proptest! {
         let budget = Budget { warm_up, most, time: Duration::from_secs(2) };
         let mut rounds = Rounds::new(micros.len(), budget);
         let mut order = Vec::new();
-        while let Some(who) = rounds.next() {
+        while let Some(who) = rounds.whose_turn() {
             order.push(who);
             rounds.record(who, Duration::from_micros(micros[who]));
         }

@@ -178,7 +178,7 @@ fn compare(engines: &Opened, task: &Compare) -> Result<Comparison, ProbeFailure>
     let time = Duration::from_millis(task.budget_ms);
     let budget = Budget { warm_up: task.warm_up, most: task.most, time };
     let mut rounds = Rounds::new(models.len(), budget);
-    while let Some(who) = rounds.next() {
+    while let Some(who) = rounds.whose_turn() {
         let Some(model) = &models[who] else {
             rounds.drop_out(who);
             continue;
