@@ -17,6 +17,8 @@ FOLD := $(if $(filter x86_64,$(shell uname -m)),RUSTFLAGS="$(RUSTFLAGS) -Clink-a
 # Long-lived things that are no build products; outside the checkout where EDGEFLEET_CACHE names a place.
 CACHE := $(or $(EDGEFLEET_CACHE),$(TARGET_DIR))
 VENV := $(CACHE)/venv-tests
+# More models for the engine bench: files, bundles or folders of them.
+BENCH_MODELS ?=
 # cargo-install's default, where `tests/setup.sh` puts tools, may not be on PATH.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -46,10 +48,12 @@ test: setup ## Run every check and test
 	@.ci/step "tests with crash points" cargo nextest run --locked --workspace --lib --features edgefleet-agent/failpoints \
 		--cargo-profile ci by_failpoint
 
-bench: build ## Measure sizes, memory, start-up and connections; JSON under target/bench (wants an idle machine)
+bench: setup build ## Measure engines, sizes, memory and connections; JSON under target/bench (wants an idle machine)
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent
-	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits
+	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor
 	@mkdir -p target/bench
+	"$(TARGET_DIR)/ci/examples/engine_floor" --ort-lib "$$(echo "$(VENV)"/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
+		--out target/bench/engine.json models/digits/v*/model.onnx $(BENCH_MODELS)
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
 	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json

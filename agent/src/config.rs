@@ -3,6 +3,7 @@
 //! Every key is visited before giving up, so that one start shows all mistakes with file, line and
 //! key. Unknown keys are refused: a typing error must not become a default.
 
+use crate::engine::{chooser::Policy, setup::Pattern};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -110,6 +111,10 @@ pub struct Config {
     pub probe_timeout: Duration,
     /// Put before the agent's own program when it starts itself; usually empty.
     pub probe_runner: Vec<String>,
+    /// The library to use; `None` looks through the system's folders.
+    pub engine_onnxruntime: Option<PathBuf>,
+    /// Which engines may run a bundle, and with how many threads.
+    pub engine_policy: Policy,
     pub outbox_records: usize,
     pub outbox_bytes: u64,
     pub log_level: String,
@@ -139,6 +144,11 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("probe.memory_headroom", "32MiB", "memory a bundle under test may use beyond its declared peak"),
     ("probe.timeout", "60s", "time a bundle under test may take"),
     ("probe.runner", "", "program and arguments to start the test with, such as `qemu-aarch64`"),
+    ("engine.onnxruntime", "", "path of a libonnxruntime.so; empty takes the system's, where there is one"),
+    ("engine.threads", "1", "most threads of one inference that are tried, 0 is one per core"),
+    ("engine.prefer", "", "engines that stay unless another is 10 % faster, such as `onnxruntime tract/f32`"),
+    ("engine.forbid", "", "engines never used: `engine`, `engine/precision` or `engine/precision/threads`"),
+    ("engine.pin", "", "the only engines used, however slow"),
     ("outbox.records", "20000", "telemetry records kept while offline"),
     ("outbox.bytes", "16MiB", "bytes of telemetry kept while offline"),
     (
@@ -377,6 +387,15 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     let probe_timeout = raw.take("probe.timeout", wrong, |text| {
         duration_within(text, Duration::from_secs(1), Duration::from_secs(3600))
     });
+    let engine_onnxruntime = raw.take("engine.onnxruntime", wrong, |text| match text {
+        "" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
+        _ => Err("which is no absolute path".into()),
+    });
+    let engine_threads = raw.take("engine.threads", wrong, |text| number_within(text, 0, 1024));
+    let engine_prefer = raw.take("engine.prefer", wrong, patterns);
+    let engine_forbid = raw.take("engine.forbid", wrong, patterns);
+    let engine_pin = raw.take("engine.pin", wrong, patterns);
     let outbox_records = raw.take("outbox.records", wrong, |text| number_within(text, 10, 10_000_000));
     let outbox_bytes = raw.take("outbox.bytes", wrong, |text| bytes_within(text, 1 << 20, 1 << 34));
     let log_level = raw.take("log.level", wrong, |text| {
@@ -410,6 +429,16 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         probe_memory_headroom: probe_memory_headroom?,
         probe_timeout: probe_timeout?,
         probe_runner: probe_runner?,
+        engine_onnxruntime: engine_onnxruntime?,
+        engine_policy: Policy {
+            prefer: engine_prefer?,
+            forbid: engine_forbid?,
+            pin: engine_pin?,
+            threads: match engine_threads? {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads,
+            },
+        },
         outbox_records: outbox_records?,
         outbox_bytes: outbox_bytes?,
         log_level: log_level?,
@@ -423,6 +452,13 @@ fn number_within(text: &str, least: usize, most: usize) -> Result<usize, String>
         true => Ok(number),
         false => Err(format!("{least} to {most} are allowed")),
     }
+}
+
+/// `onnxruntime tract/f32`.
+fn patterns(text: &str) -> Result<Vec<Pattern>, String> {
+    text.split_whitespace()
+        .map(|one| one.parse::<Pattern>().map_err(|reason| format!("but {reason}")))
+        .collect()
 }
 
 /// `64MiB`, `500kB`, `1GiB`, `100B`.

@@ -138,3 +138,25 @@ fn host_names_are_names_and_a_token_is_long_and_never_shown() {
     assert!(!wrong[1].to_string().contains("geheim"), "{wrong:?}");
     assert_eq!(load(None, nothing(), []).unwrap().local_token, None);
 }
+
+#[test]
+fn engines_are_named_by_patterns_and_an_unknown_one_is_told() {
+    let good = file(
+        "[engine]\nonnxruntime = \"/opt/libonnxruntime.so\"\nprefer = \"onnxruntime */int8-qdq\"\n\
+         forbid = \"tract/f16\"\nthreads = 2\n",
+    );
+    let config = load(Some(good.path()), nothing(), []).unwrap();
+    assert_eq!(config.engine_onnxruntime, Some("/opt/libonnxruntime.so".into()));
+    let policy = config.engine_policy;
+    assert_eq!((policy.prefer.len(), policy.forbid.len(), policy.pin.len(), policy.threads), (2, 1, 0, 2));
+    let bad = file("[engine]\nonnxruntime = \"lib.so\"\npin = \"openvino\"\n");
+    let wrong = load(Some(bad.path()), nothing(), []).unwrap_err();
+    let text: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+    let text = text.join("\n");
+    for wanted in
+        ["which is no absolute path", "but `openvino` is no engine; there are `tract` and `onnxruntime`"]
+    {
+        assert!(text.contains(wanted), "{text}");
+    }
+    assert_eq!(load(None, nothing(), []).unwrap().engine_policy.threads, 1);
+}

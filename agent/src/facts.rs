@@ -4,8 +4,8 @@ use edgefleet_shared::reported::Facts;
 use std::fs;
 
 /// Reads the facts once; a fact the system does not tell stays empty. `hardware` is the class from
-/// the configuration.
-pub fn gather(hardware: &str) -> Facts {
+/// the configuration, `engines` those that can run models here.
+pub fn gather(hardware: &str, engines: Vec<String>) -> Facts {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     Facts {
         agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -16,6 +16,7 @@ pub fn gather(hardware: &str) -> Facts {
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
         hardware: hardware.to_owned(),
         hostname: short(read("/proc/sys/kernel/hostname").trim()),
+        engines,
     }
 }
 
@@ -57,7 +58,7 @@ mod tests {
         assert_eq!(cpu_name("processor\t: 0\nmodel name\t: Cortex-A72\n"), "Cortex-A72");
         assert_eq!(cpu_name("Hardware\t: BCM2835\n"), "BCM2835");
         assert_eq!(os_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
-        let here = gather("pi-4");
+        let here = gather("pi-4", vec!["tract 1".into()]);
         assert!(here.cores >= 1 && here.memory_bytes > 0 && here.hardware == "pi-4", "{here:?}");
     }
 }

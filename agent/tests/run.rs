@@ -319,9 +319,16 @@ struct Running {
 
 impl Running {
     async fn start(data: &Path) -> Self {
+        Self::start_with(data, &[]).await
+    }
+
+    /// `settings` are names and values of the environment.
+    async fn start_with(data: &Path, settings: &[(&str, &str)]) -> Self {
         let log =
             std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
-        let mut child = agent(&["run"], data).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = agent(&["run"], data);
+        let mut child =
+            command.envs(settings.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let path = data.join("run/addresses.json");
         let addresses = timeout(DEADLINE, async {
             loop {
@@ -622,4 +629,55 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     controller.bring_to(&mut observer, true, takes_over).await;
     assert_eq!(running.infer().await["model_version"], "8");
     broker.stop();
+}
+
+/// The engines of the status document.
+async fn engines(running: &Running) -> Value {
+    let (status, text) = running.request(&running.http, "/v1/status", None).await;
+    assert!(status.is_success(), "{text}");
+    serde_json::from_str::<Value>(&text).unwrap()["engines"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bundle_is_served_by_the_chosen_engine_and_by_another_that_passes_once_its_library_is_gone() {
+    let Some(real) = support::ort::library() else { return };
+    let broker = Arc::new(Broker::start().await);
+    let mut controller = Controller::new();
+    let mut observer = Observer::connect(&broker).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (data, library) = (dir.path().join("agent"), dir.path().join("libonnxruntime.so.1"));
+    std::fs::copy(real, &library).unwrap();
+    let code = enroller(&broker, &controller.trust).await;
+    assert!(finish(agent(&["enroll", &code], &data)).await.status.success());
+    let at = ("EDGEFLEET_AGENT_ENGINE_ONNXRUNTIME", library.to_str().unwrap());
+    let running = Running::start_with(&data, &[at, ("EDGEFLEET_AGENT_ENGINE_PIN", "onnxruntime")]).await;
+    observer.wait_for(|m| presence(&m.payload, true)).await;
+    let desired = controller.assign(1);
+    observer.publish(&Channel::Desired.of(&device()), desired).await;
+    controller.bring_to_commit(&mut observer).await;
+    let first = running.infer().await;
+    let seen = engines(&running).await;
+    assert_eq!(seen["slots"]["digits"]["setup"], "onnxruntime/f32/1", "{seen}");
+    assert_eq!(seen["slots"]["digits"]["refused"][0]["reason"], "the settings pin another", "{seen}");
+
+    // The choice is remembered; the start needs no child and no network.
+    running.signal("KILL");
+    drop(running);
+    let running = Running::start_with(&data, &[at, ("EDGEFLEET_AGENT_ENGINE_PIN", "onnxruntime")]).await;
+    assert_eq!(running.infer().await["outputs"], first["outputs"]);
+    assert_eq!(engines(&running).await["slots"]["digits"]["setup"], "onnxruntime/f32/1");
+
+    running.signal("KILL");
+    drop(running);
+    std::fs::remove_file(&library).unwrap();
+    let running = Running::start_with(&data, &[at]).await;
+    let other = running.infer().await;
+    let label = |answer: &Value| {
+        let outputs = answer["outputs"].as_array().unwrap();
+        outputs.iter().find(|output| output["name"] == "label").unwrap()["data"].clone()
+    };
+    assert_eq!(label(&other), label(&first));
+    let seen = engines(&running).await;
+    assert_eq!(seen["slots"]["digits"]["setup"], "tract/f32/1", "{seen}");
+    assert_eq!(seen["slots"]["digits"]["current"], true, "{seen}");
 }

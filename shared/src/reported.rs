@@ -386,6 +386,9 @@ pub struct Facts {
     /// Hardware class, as bundles name it; from the agent's configuration.
     pub hardware: String,
     pub hostname: String,
+    /// Engines that can run models, as `name version`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<String>,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::{ConfigArgs, Failure};
 use crate::{
+    engine::tract,
     facts,
     identity::{
         TrustedClock,
@@ -43,12 +44,14 @@ pub(super) async fn enroll(args: EnrollArgs) -> Result<ExitCode, Failure> {
     let hardware = args.hardware.map(|hardware| ("hardware", hardware));
     let config = args.config.load(hardware.into_iter().collect())?;
     let _lock = DataLock::take(&config.data).map_err(crate::run::RunError::from)?;
+    // What else is there is told with the first report.
+    let engines = vec![format!("{} {}", tract::NAME, tract::VERSION)];
     let options = EnrollOptions {
         data: config.data.clone(),
         name: args.name,
         force: args.force,
         wait: args.wait,
-        facts: facts::gather(&config.hardware),
+        facts: facts::gather(&config.hardware, engines),
     };
     let clock = TrustedClock::system();
     let identity = enroll_device(&code, &options, &clock, |news| eprintln!("{news}")).await.map_err(|e| {

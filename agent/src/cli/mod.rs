@@ -1,14 +1,17 @@
 //! The command line: what people and systemd type. Data goes to stdout, all else to stderr; exit codes
 //! are 0 (done), 1 (failed) and 2 (wrong usage).
 
+mod bench;
 mod enroll;
 mod failure;
+mod infer;
+mod npy;
 mod probe;
 mod status;
 
 use crate::{
     config::{self, Config, LogFormat},
-    engine,
+    engine::{self, onnxruntime::LibraryError},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use failure::Failure;
@@ -51,6 +54,24 @@ Examples:
   edgefleet-agent probe ./digits-3
   edgefleet-agent probe ./digits-3 --output json | jq .measured")]
     Probe(probe::ProbeArgs),
+    /// Runs a model once on this machine, without an agent.
+    #[command(after_help = "\
+The model is loaded by this very process: `probe` it first if you do not trust it.
+
+Examples:
+  edgefleet-agent infer model.onnx --input request.json
+  edgefleet-agent infer model.onnx --input image=image.npy
+  echo '{\"inputs\":[...]}' | edgefleet-agent infer ./digits-3 --input - --engine onnxruntime")]
+    Infer(infer::InferArgs),
+    /// Measures a model with every engine, variant, batch and number of threads, side by side.
+    #[command(after_help = "\
+The model is loaded by this very process: `probe` it first if you do not trust it. All contestants take
+turns, so that whatever else the machine does meets all of them.
+
+Examples:
+  edgefleet-agent bench ./digits-3
+  edgefleet-agent bench model.onnx --batch 1 --threads 1 --output json | jq .rows")]
+    Bench(bench::BenchArgs),
     /// The confined child of a probe; not for people.
     #[command(name = engine::probe::WORKER_COMMAND, hide = true)]
     ProbeWorker,
@@ -85,6 +106,9 @@ struct RunArgs {
     /// Hardware class, as bundles name it
     #[arg(long, value_name = "CLASS")]
     hardware: Option<String>,
+    /// A libonnxruntime.so to use as a second engine [default: the system's, if it is there]
+    #[arg(long, value_name = "FILE")]
+    ort_lib: Option<PathBuf>,
     /// Least level that is logged, or a filter
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -130,11 +154,17 @@ impl RunArgs {
             ("metrics.listen", self.metrics_listen.clone()),
             ("http.allow_remote", self.http_allow_remote.then(|| "true".to_owned())),
             ("hardware", self.hardware.clone()),
+            ("engine.onnxruntime", self.ort_lib.as_deref().map(absolute)),
             ("log.level", self.log_level.clone()),
             ("log.format", self.log_format.clone()),
         ];
         self.config.load(given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
     }
+}
+
+/// What a relative path on the command line means, for settings that want the whole one.
+fn absolute(path: &std::path::Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
 /// Runs the program. The child of a probe never comes as far as starting a thread.
@@ -152,11 +182,20 @@ pub fn main() -> ExitCode {
         }),
         Command::Status(args) => block_on(status::status(args)),
         Command::Probe(args) => probe::probe(args),
+        Command::Infer(args) => infer::infer(args),
+        Command::Bench(args) => bench::bench(args),
         Command::ProbeWorker => return engine::probe::probe_worker_main(),
         Command::Version => {
             println!("edgefleet-agent {}", env!("CARGO_PKG_VERSION"));
             println!("target {}-{}", std::env::consts::ARCH, std::env::consts::OS);
             println!("engine {} {}", engine::tract::NAME, engine::tract::VERSION);
+            match engine::Engines::new(None).library() {
+                Some(path) => println!("engine {} at {}", engine::onnxruntime::NAME, path.display()),
+                None if cfg!(target_feature = "crt-static") => {
+                    println!("engine {}: {}", engine::onnxruntime::NAME, LibraryError::StaticBuild);
+                }
+                None => println!("engine {}: no library in the system's folders", engine::onnxruntime::NAME),
+            }
             Ok(ExitCode::SUCCESS)
         }
     };

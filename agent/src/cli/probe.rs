@@ -1,7 +1,13 @@
 //! `edgefleet-agent probe BUNDLE`.
 
 use super::{Failure, Output};
-use crate::engine::probe::{self, BundleFiles, ProbeOptions};
+use crate::engine::{
+    Engines,
+    chooser::{Budget, Policy},
+    choosing::EngineChooser,
+    probe::{self, BundleFiles, ProbeOptions},
+    setup::Pattern,
+};
 use clap::Args;
 use edgefleet_shared::probe::ProbeVerdict;
 use std::{fmt::Write, path::PathBuf, process::ExitCode};
@@ -10,12 +16,35 @@ use std::{fmt::Write, path::PathBuf, process::ExitCode};
 pub(super) struct ProbeArgs {
     /// Bundle folder: `manifest.json` and `blobs/sha256/...`
     bundle: PathBuf,
+    /// Try this libonnxruntime.so too; the verdict is that of the engine which would run the bundle
+    #[arg(long, value_name = "FILE")]
+    ort_lib: Option<PathBuf>,
+    /// Only these: `engine`, `engine/precision` or `engine/precision/threads`; may be repeated
+    #[arg(long, value_name = "ENGINE")]
+    engine: Vec<Pattern>,
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
+/// Without options, tract alone: what every device has.
+fn verdict(args: &ProbeArgs) -> ProbeVerdict {
+    let (files, options) = (BundleFiles::in_folder(&args.bundle), ProbeOptions::this_program());
+    if args.ort_lib.is_none() && args.engine.is_empty() {
+        return probe::run(&files, &options);
+    }
+    let engines = Engines::new(args.ort_lib.as_deref());
+    let threads = args.engine.iter().filter_map(Pattern::threads).max().unwrap_or(1);
+    let policy = Policy { pin: args.engine.clone(), threads, ..Policy::default() };
+    let chooser = EngineChooser::new(engines, policy, options.clone(), Budget::DEFAULT, None);
+    match files.manifest() {
+        Ok(manifest) => chooser.try_bundle(&files, &manifest),
+        // The probe says what is wrong with it.
+        Err(_) => probe::run(&files, &options),
+    }
+}
+
 pub(super) fn probe(args: ProbeArgs) -> Result<ExitCode, Failure> {
-    let verdict = probe::run(&BundleFiles::in_folder(&args.bundle), &ProbeOptions::this_program());
+    let verdict = verdict(&args);
     match args.output {
         Output::Json => match serde_json::to_string(&verdict) {
             Ok(text) => println!("{text}"),

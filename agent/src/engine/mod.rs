@@ -1,20 +1,31 @@
 //! Engines are peers behind one trait: load a verified model file, run tensors through it.
 //!
-//! `tract` is the engine that is always there, `pool` runs it beside the async world, `probe` tries an
-//! unknown bundle in a confined child before anything here may load it, `golden` compares answers.
+//! `tract` is the engine that is always there, `onnxruntime` is one where its library is; `pool` runs them
+//! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load
+//! it, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
 
+pub mod bench;
+pub mod chooser;
+pub mod choosing;
+mod engines;
 pub mod golden;
+pub mod onnxruntime;
 pub mod pool;
 pub(crate) mod priority;
 pub mod probe;
+mod request;
+pub mod setup;
+pub mod subject;
 pub mod tract;
 
+pub use engines::Engines;
+
 use edgefleet_shared::{
-    bundle::{Artifact, Interface, Precision},
+    bundle::{Artifact, Interface, Precision, manifest::MAX_BLOB_BYTES},
     reported::RefusalCode,
     tensor::Tensor,
 };
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 /// Turns a verified model file into something that can be run.
 pub trait Engine: Send + Sync {
@@ -59,17 +70,37 @@ pub enum RunError {
     Engine(String),
 }
 
-/// The variant of a model this device runs: meant for its architecture, in the precision the engine is
-/// best at. F32 first: on tract, F16 is up to 300 times slower on x86-64 and int8 twice as slow.
-pub fn choose_artifact(artifacts: &[Artifact]) -> Option<&Artifact> {
-    let meant = |artifact: &&Artifact| {
-        artifact.targets.is_empty() || artifact.targets.iter().any(|t| is_this_machine(t))
+/// The bytes of a model file, at most as many as a bundle's blob may have.
+fn read_model(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let fault = |code, message| LoadError { code, message, node: None, op: None };
+    let unreadable = |reason: std::io::Error| {
+        let message = format!("could not read model {}: {reason}", path.display());
+        fault(RefusalCode::StorageFailed, message)
     };
-    artifacts.iter().filter(meant).min_by_key(|artifact| match artifact.precision {
-        Precision::F32 => 0,
-        Precision::F16 => 1,
-        Precision::Int8Qdq => 2,
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_BLOB_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BLOB_BYTES {
+        let message = format!("model file has more than {MAX_BLOB_BYTES} bytes");
+        return Err(fault(RefusalCode::ModelInvalid, message));
+    }
+    Ok(bytes)
+}
+
+/// The variant of a model to start from: meant for this architecture, in the precision tract is best at.
+/// F32 first: on tract, F16 is up to 300 times slower on x86-64 and int8 twice as slow.
+pub fn choose_artifact(artifacts: &[Artifact]) -> Option<&Artifact> {
+    artifacts.iter().filter(|artifact| is_meant_for_us(artifact)).min_by_key(|artifact| {
+        match artifact.precision {
+            Precision::F32 => 0,
+            Precision::F16 => 1,
+            Precision::Int8Qdq => 2,
+        }
     })
+}
+
+pub(crate) fn is_meant_for_us(artifact: &Artifact) -> bool {
+    artifact.targets.is_empty() || artifact.targets.iter().any(|t| is_this_machine(t))
 }
 
 /// `target` as `uname -m` names it.
@@ -80,6 +111,11 @@ fn is_this_machine(target: &str) -> bool {
         other => other,
     };
     arch == std::env::consts::ARCH
+}
+
+/// Whether an engine's words, or its last ones on stderr, are those of a failed allocation.
+pub(crate) fn is_out_of_memory(words: &str) -> bool {
+    tract::is_out_of_memory(words) || onnxruntime::is_out_of_memory(words)
 }
 
 /// What a caught panic said.

@@ -2,7 +2,7 @@
 
 use super::report::Latest;
 use crate::{
-    engine::probe::{self, ProbeOptions},
+    engine::{choosing::EngineChooser, probe},
     identity::TrustedClock,
     link::{LinkHandle, QoS},
     monitor::{Moment, MonitorClock, RecordSink, SinkError},
@@ -49,13 +49,17 @@ impl RecordSink for ToOutbox {
     }
 }
 
-/// The updater tries bundles in a confined child of this very program.
-pub(super) struct ChildProbe(pub(super) ProbeOptions);
+/// The updater tries bundles in confined children of this very program, with every engine that is here.
+pub(super) struct ChildProbe(pub(super) Arc<EngineChooser>);
 #[async_trait]
 impl Probe for ChildProbe {
-    async fn probe(&self, files: BundleFiles, _manifest: &Manifest) -> ProbeVerdict {
+    async fn probe(&self, files: BundleFiles, manifest: &Manifest) -> ProbeVerdict {
         let files = probe::BundleFiles { manifest: files.manifest_path, blobs: files.blobs_dir };
-        probe::run_async(files, self.0.clone()).await
+        let (chooser, bundle, manifest) = (self.0.clone(), files.clone(), manifest.clone());
+        match tokio::task::spawn_blocking(move || chooser.try_bundle(&bundle, &manifest)).await {
+            Ok(verdict) => verdict,
+            Err(error) => probe::untried(&files, &format!("the probe was cut off: {error}")),
+        }
     }
 }
 

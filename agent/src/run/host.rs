@@ -1,8 +1,15 @@
 //! Puts tested bundles into service and says how they do; runs candidates in their shadow.
 
-use super::health::{self, Before};
+use super::{
+    engines::RunningEngines,
+    health::{self, Before},
+};
 use crate::{
-    engine::{Engine, LoadError, LoadedModel, choose_artifact, tract::TractEngine},
+    engine::{
+        LoadError,
+        choosing::{Chosen, EngineChooser},
+        probe,
+    },
     monitor::Monitor,
     serving::{
         ServedBundle, SlotTable,
@@ -15,6 +22,7 @@ use async_trait::async_trait;
 use edgefleet_shared::{
     bundle::Manifest,
     desired::{ShadowSettings, Threshold},
+    digest::BundleDigest,
     ids::SlotName,
     reported::{Refusal, RefusalCode},
 };
@@ -38,7 +46,10 @@ const MIN_BASELINE: u64 = 50;
 pub(super) struct ServingHost {
     slots: SlotTable,
     monitor: Arc<Monitor>,
-    engine: Arc<TractEngine>,
+    chooser: Arc<EngineChooser>,
+    engines: Arc<RunningEngines>,
+    /// Held while a slot's model changes: by an activation, or because another engine is better.
+    pub(super) switching: tokio::sync::Mutex<()>,
     /// What was known of the device when a slot's bundle was last activated.
     before: Mutex<BTreeMap<SlotName, Before>>,
     /// How slow a bundle may be beside the one before it, percent; nothing where only its budget counts.
@@ -60,15 +71,28 @@ fn refusal(manifest: &Manifest, code: RefusalCode, message: String) -> Refusal {
 }
 
 impl ServingHost {
-    pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, engine: Arc<TractEngine>) -> Self {
+    pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, chooser: Arc<EngineChooser>) -> Self {
         Self {
             slots,
             monitor,
-            engine,
+            chooser,
+            engines: Arc::default(),
+            switching: tokio::sync::Mutex::default(),
             before: Mutex::default(),
             slower: Mutex::default(),
             loads: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn slots(&self) -> &SlotTable {
+        &self.slots
+    }
+    pub(super) fn chooser(&self) -> &Arc<EngineChooser> {
+        &self.chooser
+    }
+    /// How each slot's bundle is run.
+    pub(super) fn engines(&self) -> &Arc<RunningEngines> {
+        &self.engines
     }
 
     /// The work of loading, for whichever thread is to do it.
@@ -76,20 +100,23 @@ impl ServingHost {
         &self,
         files: &BundleFiles,
         manifest: &Manifest,
-    ) -> Result<impl FnOnce() -> Result<Arc<dyn LoadedModel>, LoadError> + Send + use<>, Refusal> {
-        let artifact = choose_artifact(&manifest.artifacts).ok_or_else(|| {
-            let message = format!("`{}` has no artifact for {}", manifest.name(), std::env::consts::ARCH);
-            refusal(manifest, RefusalCode::NoArtifact, message)
-        })?;
-        let path = files.blobs_dir.join(artifact.blob.digest.to_hex());
-        let (engine, interface) = (self.engine.clone(), manifest.interface.clone());
+        digest: BundleDigest,
+    ) -> impl FnOnce() -> Result<Chosen, LoadError> + Send + use<> {
+        let (chooser, manifest) = (self.chooser.clone(), manifest.clone());
+        let files =
+            probe::BundleFiles { manifest: files.manifest_path.clone(), blobs: files.blobs_dir.clone() };
         self.loads.fetch_add(1, Ordering::Relaxed);
-        Ok(move || engine.load(&path, &interface).map(Arc::from))
+        move || chooser.load(digest, &manifest, &files)
     }
 
-    async fn load(&self, files: &BundleFiles, manifest: &Manifest) -> Result<Arc<dyn LoadedModel>, Refusal> {
+    pub(super) async fn load(
+        &self,
+        files: &BundleFiles,
+        manifest: &Manifest,
+        digest: BundleDigest,
+    ) -> Result<Chosen, Refusal> {
         // The confined probe ran this very file; a panic would still cost only this activation.
-        match tokio::task::spawn_blocking(self.loading(files, manifest)?).await {
+        match tokio::task::spawn_blocking(self.loading(files, manifest, digest)).await {
             Ok(Ok(model)) => Ok(model),
             Ok(Err(e)) => Err(refusal(manifest, e.code, e.message)),
             Err(e) => {
@@ -104,13 +131,15 @@ impl ServingHost {
 impl Host for ServingHost {
     async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal> {
         let Loadable { files, manifest, name, digest, attempt } = bundle;
+        let _switching = self.switching.lock().await;
         let active = self.slots.lease(slot.as_str());
         let model = match active.as_ref().map(|active| &active.served) {
             Some(served) if served.digest == digest && served.attempt == attempt => return Ok(()),
             Some(served) if served.digest == digest => served.model.clone(),
             _ => {
                 let anonymous = health::anonymous_bytes();
-                let model = self.load(&files, &manifest).await?;
+                let Chosen { model, setup } = self.load(&files, &manifest, digest).await?;
+                self.engines.set(slot, digest, setup, files);
                 let former_p95_ms = active.and_then(|active| health::p95_ms(&active.stats.totals()));
                 let loads = self.loads.load(Ordering::Relaxed);
                 self.before.lock().insert(slot.clone(), Before { digest, anonymous, loads, former_p95_ms });
@@ -124,7 +153,9 @@ impl Host for ServingHost {
     }
 
     async fn deactivate(&self, slot: &SlotName) {
+        let _switching = self.switching.lock().await;
         self.slots.deactivate(slot);
+        self.engines.remove(slot);
         self.before.lock().remove(slot);
     }
 
@@ -154,7 +185,8 @@ impl Host for ServingHost {
             running.set(settings);
             return Ok(());
         }
-        let thread = shadow::spawn(self.loading(&files, &manifest)?);
+        let load = self.loading(&files, &manifest, digest);
+        let thread = shadow::spawn(move || load().map(|chosen| chosen.model));
         let failed = |said: String| refusal(&manifest, RefusalCode::ActivationFailed, said);
         let (loaded, thread) = thread.map_err(|e| failed(format!("no thread for a shadow: {e}")))?;
         let model = match loaded.await {

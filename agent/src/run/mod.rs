@@ -7,6 +7,7 @@
 
 mod adapters;
 pub(crate) mod addresses;
+mod engines;
 mod health;
 mod host;
 mod listeners;
@@ -18,7 +19,7 @@ mod route;
 
 use crate::{
     config::Config,
-    engine::{pool::WorkerPool, probe::ProbeOptions, tract::TractEngine},
+    engine::{Engines, chooser::Budget, choosing::EngineChooser, pool::WorkerPool, probe::ProbeOptions},
     facts,
     identity::{self, FolderError, Identity, TrustedClock, enroll::TRUST_FOLDER, tls::TlsError},
     link::{Link, LinkConfig, LinkHandle, command::CommandGate, sender::send_telemetry},
@@ -37,6 +38,7 @@ use adapters::{
 use addresses::Addresses;
 use arc_swap::ArcSwap;
 use edgefleet_shared::ids::BootId;
+use engines::EngineStatus;
 use host::ServingHost;
 use listeners::Listeners;
 use lock::{DataLock, LockError};
@@ -69,6 +71,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Free disk a download must leave.
 const DISK_RESERVE: u64 = 64 << 20;
+/// What was found out about bundles and engines, under the data folder.
+const ENGINES_FOLDER: &str = "engines";
 /// Messages that may wait for the updater; it is busy for as long as a bundle takes to load.
 const UPDATER_INBOX: usize = 256;
 const SENDER_INBOX: usize = 64;
@@ -208,8 +212,8 @@ impl Agent {
         let pool = WorkerPool::new(threads, config.queue)
             .map_err(|source| RunError::Start { what: "the inference threads", source })?;
         let pool = Arc::new(pool);
-        let engine = Arc::new(TractEngine::new());
-        engine.warm_up();
+        let engines = Engines::new(config.engine_onnxruntime.as_deref());
+        engines.tract().warm_up();
 
         let Listeners { serving: listeners, metrics, bound } = Listeners::open(&config).await?;
         let serving = ServingConfig {
@@ -236,10 +240,14 @@ impl Agent {
             memory_headroom_bytes: config.probe_memory_headroom,
             ..ProbeOptions::this_program()
         };
+        let remembered = Some(config.data.join(ENGINES_FOLDER));
+        let policy = config.engine_policy.clone();
+        let chooser = Arc::new(EngineChooser::new(engines, policy, probe, Budget::DEFAULT, remembered));
+        let host = Arc::new(ServingHost::new(slots, monitor.clone(), chooser.clone()));
         let (reports, latest) = watch::channel(None);
         let world = World {
-            probe: Arc::new(ChildProbe(probe)),
-            host: Arc::new(ServingHost::new(slots, monitor.clone(), engine)),
+            probe: Arc::new(ChildProbe(chooser.clone())),
+            host: host.clone(),
             reports: Arc::new(ReportsTo { latest: reports, outbox: outbox.clone(), clock: clock.clone() }),
             blocks: blocks.clone(),
             https: Some(https.clone()),
@@ -267,6 +275,8 @@ impl Agent {
         }));
         state.add_status(Arc::new(OutboxStatus(outbox.clone())));
         state.add_status(Arc::new(UpdateStatus(latest.clone())));
+        state
+            .add_status(Arc::new(EngineStatus { chooser: chooser.clone(), running: host.engines().clone() }));
 
         let addresses = Addresses {
             http: bound.http,
@@ -307,7 +317,7 @@ impl Agent {
             link: link.clone(),
             device: device.clone(),
             boot,
-            facts: facts::gather(&config.hardware),
+            facts: facts::gather(&config.hardware, chooser.engine_names()),
             clock: clock.clone(),
             latest: latest.clone(),
             settings: settings.clone(),
@@ -339,6 +349,7 @@ impl Agent {
             parts.spawn("monitor", tick(monitor.clone(), settings)),
             parts.spawn("certificate renewal", renewal.run()),
             parts.spawn("outbox", outbox.ended()),
+            parts.spawn("engine choice", engines::reconsider(host)),
         ];
         addresses
             .write(&config.data)

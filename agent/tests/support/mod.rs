@@ -1,7 +1,9 @@
 //! Bundle folders and ONNX files for the tests of the engine and the probe.
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part
 
+pub mod engine;
 pub mod onnx;
+pub mod ort;
 pub mod parity;
 
 use bytes::Bytes;

@@ -6,9 +6,11 @@ use super::{
 };
 use edgefleet_shared::probe::Confinement;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope,
 };
 use seccompiler::BpfProgram;
+use std::path::{Path, PathBuf};
 
 const ENFORCED: &str = "enforced";
 
@@ -16,9 +18,66 @@ const ENFORCED: &str = "enforced";
 pub(super) fn confine(bounds: Bounds) -> Confinement {
     // Landlock needs a descriptor for its rules, so the limit on files comes after it; seccomp
     // forbids changing limits and rules, so it comes last.
-    let landlock = landlock();
-    let limits = limits(bounds);
-    Confinement { landlock, seccomp: seccomp(), limits }
+    let landlock = landlock(&[]);
+    let mut refused = limits(bounds, false);
+    refused.extend(no_files());
+    Confinement { landlock, seccomp: seccomp(filter(&[], false)), limits: told(&refused) }
+}
+
+/// Walls that stood while a library was opened, and what is still to come.
+pub(super) struct Outer {
+    landlock: String,
+    seccomp: String,
+    refused: Vec<String>,
+}
+
+/// Walls for opening an engine's library: all of [`confine`]'s, except that files of system libraries, of
+/// the library's own folder and of the processor's description can be read, and nothing else be opened.
+pub(super) fn for_library(bounds: Bounds, library: &Path, threaded: bool) -> Outer {
+    let landlock = landlock(&readable(library));
+    // Where system calls cannot be told apart, threads cannot be allowed without processes.
+    let told_apart = filter(&[], threaded).is_ok();
+    let refused = limits(bounds, threaded && told_apart);
+    if threaded && told_apart {
+        no_clone3();
+    }
+    Outer { landlock, seccomp: apply(filter(&OPENING, threaded)), refused }
+}
+
+/// Takes back what [`for_library`] left open. `threaded`: the engine may start threads, never processes.
+pub(super) fn close(outer: Outer, threaded: bool) -> Confinement {
+    let worse = |first: String, second: String| if first == ENFORCED { second } else { first };
+    let landlock = worse(outer.landlock, landlock(&[]));
+    let mut refused = outer.refused;
+    refused.extend(no_files());
+    let seccomp = worse(outer.seccomp, seccomp(filter(&[], threaded)));
+    Confinement { landlock, seccomp, limits: told(&refused) }
+}
+
+/// What the dynamic linker and an engine read while they start.
+fn readable(library: &Path) -> Vec<PathBuf> {
+    const SYSTEM: [&str; 8] = [
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/etc/ld.so.cache",
+        "/proc/cpuinfo",
+        "/sys/devices/system/cpu",
+    ];
+    /// Beside the library; more are in no installation.
+    const MOST: usize = 64;
+    let mut all: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+    let beside = library.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    let libraries = beside.into_iter().flatten().flatten().filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("lib") && name.contains(".so")
+    });
+    all.extend(libraries.map(|entry| entry.path()).take(MOST));
+    all.push(library.to_owned());
+    all
 }
 
 /// No wall stood, because the child never got that far.
@@ -27,15 +86,18 @@ pub(super) fn none(reason: &str) -> Confinement {
     Confinement { landlock: text.clone(), seccomp: text.clone(), limits: text }
 }
 
-/// No file may be opened, listed or run, no TCP port used, nobody signalled. The claim is tried.
-fn landlock() -> String {
+/// No file may be opened but `readable` ones, none be run, no TCP port used, nobody signalled. The claim
+/// is tried.
+fn landlock(readable: &[PathBuf]) -> String {
     let restrict = || {
+        let reading = AccessFs::ReadFile | AccessFs::ReadDir;
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V6))?
             .handle_access(AccessNet::from_all(ABI::V6))?
             .scope(Scope::from_all(ABI::V6))?
             .create()?
+            .add_rules(landlock::path_beneath_rules(readable, reading))?
             .restrict_self()
     };
     match restrict() {
@@ -51,62 +113,115 @@ fn landlock() -> String {
     }
 }
 
-/// Never RLIMIT_AS: thread stacks and allocator reservations are address space, not memory.
-fn limits(bounds: Bounds) -> String {
+/// What the system refused. Never RLIMIT_AS: thread stacks and allocator reservations are address
+/// space, not memory. With `threads` seccomp alone keeps processes from being made: the limit counts
+/// threads too, and those of the whole user.
+fn limits(bounds: Bounds, threads: bool) -> Vec<String> {
     let all = [
-        (Resource::Cpu, bounds.cpu_seconds),
-        (Resource::Data, bounds.data_bytes),
-        (Resource::Processes, 0),
-        (Resource::FileSize, 0),
-        (Resource::Core, 0),
-        (Resource::Files, 0),
+        Some((Resource::Cpu, bounds.cpu_seconds)),
+        Some((Resource::Data, bounds.data_bytes)),
+        (!threads).then_some((Resource::Processes, 0)),
+        Some((Resource::FileSize, 0)),
+        Some((Resource::Core, 0)),
     ];
-    let refused: Vec<String> = all
-        .iter()
-        .filter_map(|(resource, value)| {
-            sys::limit(*resource, *value).err().map(|e| format!("{resource:?}: {e}"))
-        })
-        .collect();
-    match refused.len() {
-        0 if sys::is_root() => "partial: RLIMIT_NPROC does not bind root".into(),
-        0 => ENFORCED.into(),
-        n if n == all.len() => format!("unavailable: {}", refused.join(", ")),
-        _ => format!("partial: {}", refused.join(", ")),
+    all.into_iter().flatten().filter_map(|(resource, value)| limit(resource, value)).collect()
+}
+
+fn no_files() -> Option<String> {
+    limit(Resource::Files, 0)
+}
+
+fn limit(resource: Resource, value: u64) -> Option<String> {
+    sys::limit(resource, value).err().map(|e| format!("{resource:?}: {e}"))
+}
+
+fn told(refused: &[String]) -> String {
+    match refused {
+        [] if sys::is_root() => "partial: RLIMIT_NPROC does not bind root".into(),
+        [] => ENFORCED.into(),
+        all => format!("partial: {}", all.join(", ")),
     }
 }
 
 /// Only what a computation on open descriptors needs; everything else fails with EPERM, so that a
-/// library that merely looks around goes on. No thread is started in the child: an engine that needs
-/// some would need `clone` with CLONE_THREAD here.
-fn seccomp() -> String {
-    match filter() {
-        Err(reason) => format!("unavailable: {reason}"),
-        Ok(program) => match seccompiler::apply_filter(&program) {
-            Err(error) => format!("unavailable: {error}"),
-            // The claim is tried: the filter forbids what is otherwise always allowed.
-            Ok(()) if std::env::current_dir().is_ok() => "unavailable: the kernel accepted the filter, \
-                 but does not apply it"
-                .into(),
-            Ok(()) => ENFORCED.into(),
-        },
+/// library that merely looks around goes on.
+fn seccomp(filter: Result<BpfProgram, String>) -> String {
+    match apply(filter) {
+        // The claim is tried: the filter forbids what is otherwise always allowed.
+        told if told == ENFORCED && std::env::current_dir().is_ok() => {
+            "unavailable: the kernel accepted the filter, \
+             but does not apply it"
+                .into()
+        }
+        told => told,
+    }
+}
+
+fn apply(filter: Result<BpfProgram, String>) -> String {
+    let applied = filter.and_then(|p| seccompiler::apply_filter(&p).map_err(|e| e.to_string()));
+    applied.map_or_else(|reason| format!("unavailable: {reason}"), |()| ENFORCED.into())
+}
+
+/// The C library starts threads by `clone3`, whose flags lie in memory where a filter cannot look. Told
+/// that there is none (ENOSYS), it takes `clone`.
+fn no_clone3() {
+    let told = apply(deny_clone3());
+    if told != ENFORCED {
+        tracing::debug!("clone3: {told}");
     }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-fn filter() -> Result<BpfProgram, String> {
+fn filter(_more: &[libc::c_long], _threads: bool) -> Result<BpfProgram, String> {
     Err(format!("no filter for {}", std::env::consts::ARCH))
+}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+fn deny_clone3() -> Result<BpfProgram, String> {
+    Err(format!("no filter for {}", std::env::consts::ARCH))
+}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+const OPENING: [libc::c_long; 0] = [];
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+fn arch() -> Result<seccompiler::TargetArch, String> {
+    seccompiler::TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|_| format!("no filter for {}", std::env::consts::ARCH))
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-fn filter() -> Result<BpfProgram, String> {
-    use seccompiler::{
-        SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    };
+fn deny_clone3() -> Result<BpfProgram, String> {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let rules = [(libc::SYS_clone3, vec![])].into();
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32), arch()?)
+        .and_then(BpfProgram::try_from)
+        .map_err(|e| e.to_string())
+}
+
+/// [`PERMITTED`] and `more`; with `threads`, threads of this process too.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+fn filter(more: &[libc::c_long], threads: bool) -> Result<BpfProgram, String> {
+    use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
     use std::collections::BTreeMap;
 
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|_| format!("no filter for {}", std::env::consts::ARCH))?;
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = PERMITTED.iter().map(|call| (*call, vec![])).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        PERMITTED.iter().chain(more).map(|call| (*call, vec![])).collect();
+    if let Some(limits) = rules.get_mut(&libc::SYS_prlimit64) {
+        // Its own limits, nobody else's.
+        let to_self = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(|e| e.to_string())?;
+        limits.push(to_self);
+    }
+    if threads {
+        let thread = u64::try_from(libc::CLONE_THREAD).unwrap_or_default();
+        let a_thread =
+            SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)
+                .and_then(|condition| SeccompRule::new(vec![condition]))
+                .map_err(|e| e.to_string())?;
+        rules.insert(libc::SYS_clone, vec![a_thread]);
+        // Answered by the filter before this one, which says ENOSYS.
+        rules.insert(libc::SYS_clone3, vec![]);
+    }
     let own = u64::from(std::process::id());
     // abort() signals the own process, a crash handler too; no other.
     let to_self = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)
@@ -114,7 +229,7 @@ fn filter() -> Result<BpfProgram, String> {
         .map_err(|e| e.to_string())?;
     rules.insert(libc::SYS_tgkill, vec![to_self]);
     let refuse = seccompiler::SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, refuse, seccompiler::SeccompAction::Allow, arch)
+    SeccompFilter::new(rules, refuse, seccompiler::SeccompAction::Allow, arch()?)
         .and_then(BpfProgram::try_from)
         .map_err(|e| e.to_string())
 }
@@ -162,4 +277,26 @@ const PERMITTED: [libc::c_long; 36] = [
     libc::SYS_rseq,
     libc::SYS_exit,
     libc::SYS_exit_group,
+];
+
+/// Besides those, for opening a library and for putting up the last walls.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+const OPENING: [libc::c_long; 17] = [
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_readlinkat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_prlimit64,
+    libc::SYS_set_tid_address,
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_restrict_self,
 ];

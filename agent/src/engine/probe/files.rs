@@ -34,11 +34,22 @@ impl BundleFiles {
         Ok(bytes)
     }
 
+    /// Reads and checks the manifest.
+    ///
+    /// # Errors
+    /// One line of what is wrong with it.
+    pub fn manifest(&self) -> Result<Manifest, String> {
+        let unreadable = |e: io::Error| format!("could not read {}: {e}", self.manifest.display());
+        let bytes = self.read_manifest().map_err(unreadable)?;
+        Manifest::parse(&bytes)
+            .map_err(|wrong| wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    }
+
     /// Checks size and digest of every blob, streaming.
     ///
     /// # Errors
     /// The first blob that is missing, of another size or of another content.
-    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), ProbeFailure> {
+    pub(in crate::engine) fn check(&self, manifest: &Manifest) -> Result<(), ProbeFailure> {
         manifest.blobs().into_iter().try_for_each(|blob| self.open_blob(blob).map(drop))
     }
 

@@ -1,10 +1,11 @@
 //! From what a child said and how it ended to a verdict. Pure.
 
 use super::{
+    Comparison,
     files::failure,
     messages::{Event, Outcome},
 };
-use crate::engine::tract::{excerpt, is_out_of_memory};
+use crate::engine::{is_out_of_memory, tract::excerpt};
 use edgefleet_shared::{
     bundle::Limits,
     probe::{Confinement, EngineFacts, GoldenResult, Measured, PROBE_PROTOCOL, ProbeFailure},
@@ -59,7 +60,7 @@ pub(super) fn judge(ended: &Ended, limits: &Limits, samples: usize) -> Judgement
             }
             Ok(Event::Doing(what)) => doing = excerpt(&what),
             Ok(Event::Done(outcome)) => done = Some(outcome),
-            Ok(Event::Attempted(_)) => {}
+            Ok(Event::Attempted(_) | Event::Compared(_)) => {}
             Err(_) => nonsense = true,
         }
     }
@@ -82,6 +83,31 @@ pub(super) fn judge(ended: &Ended, limits: &Limits, samples: usize) -> Judgement
     judgement.operators = done.operators;
     judgement.measured = done.measured;
     judgement
+}
+
+/// What a child that compared engines said, or what it died of.
+pub(super) fn judge_comparison(ended: &Ended, contestants: usize) -> Result<Comparison, ProbeFailure> {
+    let (mut doing, mut ready, mut compared) = ("starting".to_owned(), false, None);
+    for line in ended.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(Event::Ready { .. }) => ready = true,
+            Ok(Event::Doing(what)) => doing = excerpt(&what),
+            Ok(Event::Compared(comparison)) => compared = Some(comparison),
+            Ok(Event::Done(outcome)) => {
+                if let Some(failure) = outcome.failure {
+                    return Err(failure);
+                }
+            }
+            Ok(Event::Attempted(_)) | Err(_) => {}
+        }
+    }
+    if let Some(failure) = death(ended, &doing, ready) {
+        return Err(failure);
+    }
+    compared.filter(|compared: &Comparison| compared.len() == contestants).ok_or_else(|| {
+        let text = format!("the probe ended while {doing}, without a comparison that can be read");
+        failure(RefusalCode::ProbeCrashed, text)
+    })
 }
 
 /// Why a child that did not end by itself, or failed to start, is at fault.
@@ -108,10 +134,14 @@ fn death(ended: &Ended, doing: &str, was_ready: bool) -> Option<ProbeFailure> {
             RefusalCode::OverMemory,
             format!("the system killed the probe while {doing}, most likely for its memory"),
         ),
-        Exit::Signal(signal) => no(
-            RefusalCode::ProbeCrashed,
-            format!("the model crashed the probe with {} while {doing}{words}", signal_name(signal)),
-        ),
+        Exit::Signal(signal) => {
+            let culprit = if was_ready { "model" } else { "engine" };
+            let name = signal_name(signal);
+            no(
+                RefusalCode::ProbeCrashed,
+                format!("the {culprit} crashed the probe with {name} while {doing}{words}"),
+            )
+        }
         Exit::Code(code) if !was_ready => no(
             RefusalCode::ProbeUnavailable,
             format!("the probe program could not start, exit code {code}{words}"),

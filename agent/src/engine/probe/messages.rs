@@ -1,12 +1,16 @@
 //! What supervisor and child say to each other: one JSON request on stdin, JSON lines on stdout.
 
-use super::attempts::{Attempt, AttemptResult};
+use super::{
+    Comparison,
+    attempts::{Attempt, AttemptResult},
+};
+use crate::engine::setup::EngineName;
 use edgefleet_shared::{
     bundle::Interface,
     probe::{Confinement, EngineFacts, GoldenResult, Measured, ProbeFailure},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, os::fd::RawFd};
+use std::{collections::BTreeMap, os::fd::RawFd, path::PathBuf};
 
 /// Largest request and largest answer in bytes; both name at most some hundred things.
 pub(super) const MAX_MESSAGE_BYTES: u64 = 4 << 20;
@@ -15,6 +19,10 @@ pub(super) const MAX_MESSAGE_BYTES: u64 = 4 << 20;
 pub(super) struct Request {
     pub(super) protocol: u32,
     pub(super) bounds: Bounds,
+    /// An engine library to open before the task.
+    pub(super) library: Option<PathBuf>,
+    /// Threads may be started, by the engine.
+    pub(super) threaded: bool,
     pub(super) task: Task,
 }
 
@@ -28,11 +36,30 @@ pub(super) struct Bounds {
 #[derive(Serialize, Deserialize)]
 pub(super) enum Task {
     Test(Test),
+    Compare(Compare),
     Attempt(Vec<Attempt>),
+}
+
+/// How a model is run. The variant is in the file.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Engine {
+    pub(super) name: EngineName,
+    pub(super) threads: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Compare {
+    pub(super) contestants: Vec<(Engine, Input)>,
+    pub(super) interface: Interface,
+    pub(super) golden: GoldenInput,
+    pub(super) warm_up: usize,
+    pub(super) most: usize,
+    pub(super) budget_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Test {
+    pub(super) engine: Engine,
     pub(super) model: Input,
     pub(super) interface: Interface,
     pub(super) golden: Vec<GoldenInput>,
@@ -61,6 +88,7 @@ pub(super) enum Event {
     Ready { protocol: u32, engine: EngineFacts, confinement: Confinement },
     Doing(String),
     Attempted(AttemptResult),
+    Compared(Comparison),
     Done(Outcome),
 }
 

@@ -7,6 +7,11 @@
 //! time and reports; the parent decides. A crash, a hang or a memory blow-up costs the child and becomes
 //! a typed [`ProbeFailure`](edgefleet_shared::probe::ProbeFailure).
 //!
+//! An engine that is a library is opened by the child, behind walls of its own: it may read system
+//! libraries and the processor's description, nothing else, and none of that once it stands. So neither
+//! the model nor the library is trusted before the child has come through. The child can also let several
+//! engines take turns at one input, to compare their speed.
+//!
 //! The child is this same program, run again as `probe-worker`. What the kernel cannot enforce is named
 //! in the verdict's [`Confinement`](edgefleet_shared::probe::Confinement).
 
@@ -23,7 +28,11 @@ pub use attempts::{Attempt, AttemptResult, SelfTest};
 pub use files::BundleFiles;
 pub use worker::probe_worker_main;
 
-use edgefleet_shared::probe::ProbeVerdict;
+use super::{chooser::Budget, setup::Setup};
+use edgefleet_shared::{
+    bundle::Manifest,
+    probe::{ProbeFailure, ProbeVerdict},
+};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// The hidden subcommand under which this program becomes the child.
@@ -44,6 +53,10 @@ pub struct ProbeOptions {
     pub timed_runs: u32,
     /// ... within this time.
     pub timing_budget: Duration,
+    /// How the model is run; `None` is tract with one thread, in the variant it is best at.
+    pub setup: Option<Setup>,
+    /// Where ONNX Runtime lies, for setups that use it.
+    pub library: Option<PathBuf>,
 }
 
 impl ProbeOptions {
@@ -55,6 +68,10 @@ impl ProbeOptions {
     /// lie beside the parsed weights. The limit only stops a blow-up: `peak_memory_bytes` itself is
     /// held against the resident peak, of which the program's own pages are some 20 MiB.
     pub const MEMORY_HEADROOM_BYTES: u64 = 32 << 20;
+    /// What an engine library takes for itself: its tables and pools (ONNX Runtime 1.32: 14 MiB).
+    pub const LIBRARY_BYTES: u64 = 48 << 20;
+    /// And for each thread beyond the first: its stack.
+    pub const THREAD_BYTES: u64 = 12 << 20;
     /// Enough for a 95th percentile that is not the maximum (the third largest of 50).
     pub const TIMED_RUNS: u32 = 50;
     pub const TIMING_BUDGET: Duration = Duration::from_secs(3);
@@ -67,6 +84,8 @@ impl ProbeOptions {
             memory_headroom_bytes: Self::MEMORY_HEADROOM_BYTES,
             timed_runs: Self::TIMED_RUNS,
             timing_budget: Self::TIMING_BUDGET,
+            setup: None,
+            library: None,
         }
     }
 
@@ -81,6 +100,29 @@ impl ProbeOptions {
 /// Never fails: whatever goes wrong is a verdict with `ok: false` and a reason.
 pub fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict {
     supervisor::run(bundle, options)
+}
+
+/// What each of several setups took for one inference of the smallest golden sample, or why it could not.
+pub type Comparison = Vec<Result<Vec<f64>, String>>;
+
+/// Lets `setups`, each of which passed [`run`], take turns in one child. Times are in milliseconds, as
+/// many for each; setup and library of `options` are not looked at, but for where the library lies.
+///
+/// # Errors
+/// What cost the child, or kept it from starting.
+pub fn compare(
+    bundle: &BundleFiles,
+    manifest: &Manifest,
+    setups: &[Setup],
+    budget: Budget,
+    options: &ProbeOptions,
+) -> Result<Comparison, ProbeFailure> {
+    supervisor::compare(bundle, manifest, setups, budget, options)
+}
+
+/// A verdict for a bundle that could not be tried at all.
+pub fn untried(bundle: &BundleFiles, reason: &str) -> ProbeVerdict {
+    supervisor::unavailable(bundle, reason)
 }
 
 /// [`run`] beside the async world. A dropped future lets the child run to its end.

@@ -1,17 +1,21 @@
 //! The parent's side: checks the bundle, starts the child, bounds it, hears it out.
 
 use super::{
-    ProbeOptions, WORKER_COMMAND,
+    Comparison, ProbeOptions, WORKER_COMMAND,
     attempts::{Attempt, SelfTest},
     confine,
     files::{BundleFiles, failure},
-    judge::{Ended, Exit, Judgement, judge},
-    messages::{Bounds, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test},
+    judge::{Ended, Exit, Judgement, judge, judge_comparison},
+    messages::{Bounds, Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test},
     sys,
 };
-use crate::engine::choose_artifact;
+use crate::engine::{
+    choose_artifact,
+    chooser::Budget,
+    setup::{EngineName, Setup, artifact},
+};
 use edgefleet_shared::{
-    bundle::{Manifest, ManifestError},
+    bundle::{BlobRef, GoldenRef, Manifest, ManifestError},
     ids::BundleName,
     probe::{PROBE_PROTOCOL, ProbeFailure, ProbeVerdict},
     reported::RefusalCode,
@@ -23,6 +27,7 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
@@ -93,46 +98,143 @@ fn nameless() -> BundleName {
     "unreadable@1".parse().expect("a valid name")
 }
 
+/// Blobs of a bundle, opened and checked, as the child inherits them.
+struct Opened<'a> {
+    bundle: &'a BundleFiles,
+    files: Vec<File>,
+}
+
+impl Opened<'_> {
+    fn input(&mut self, blob: &BlobRef) -> Result<Input, ProbeFailure> {
+        let file = self.bundle.open_blob(blob)?;
+        let fd = file.as_raw_fd();
+        self.files.push(file);
+        Ok(Input { fd, size: blob.size })
+    }
+    fn golden(&mut self, golden: &GoldenRef) -> Result<GoldenInput, ProbeFailure> {
+        let blob = self.input(&golden.blob)?;
+        Ok(GoldenInput { name: golden.name.clone(), blob, rtol: golden.rtol, atol: golden.atol })
+    }
+}
+
+fn no_artifact(manifest: &Manifest) -> ProbeFailure {
+    let targets: Vec<&str> = manifest.artifacts.iter().flat_map(|a| &a.targets).map(String::as_str).collect();
+    let arch = std::env::consts::ARCH;
+    failure(RefusalCode::NoArtifact, format!("no artifact is meant for {arch}, only for {targets:?}"))
+}
+
+/// What a child may allocate for running `setup`.
+fn room(manifest: &Manifest, setup: Option<&Setup>, options: &ProbeOptions) -> u64 {
+    let model = manifest.limits.peak_memory_bytes.saturating_add(options.memory_headroom_bytes);
+    let threads = setup.map_or(1, |setup| setup.threads);
+    let stacks = ProbeOptions::THREAD_BYTES.saturating_mul(threads.saturating_sub(1) as u64);
+    let library = match setup.map(|setup| setup.engine) {
+        Some(EngineName::Onnxruntime) => ProbeOptions::LIBRARY_BYTES,
+        Some(EngineName::Tract) | None => 0,
+    };
+    model.saturating_add(stacks).saturating_add(library)
+}
+
 fn test(
     bundle: &BundleFiles,
     manifest: &Manifest,
     options: &ProbeOptions,
 ) -> Result<Judgement, ProbeFailure> {
-    let Some(artifact) = choose_artifact(&manifest.artifacts) else {
-        let targets: Vec<&str> =
-            manifest.artifacts.iter().flat_map(|a| &a.targets).map(String::as_str).collect();
-        let arch = std::env::consts::ARCH;
-        let text = format!("no artifact is meant for {arch}, only for {targets:?}");
-        return Err(failure(RefusalCode::NoArtifact, text));
+    let found = match &options.setup {
+        Some(setup) => artifact(&manifest.artifacts, setup.precision),
+        None => choose_artifact(&manifest.artifacts),
     };
+    let artifact = found.ok_or_else(|| no_artifact(manifest))?;
     bundle.check(manifest)?;
-    let mut files = Vec::new();
-    let mut input = |blob| -> Result<Input, ProbeFailure> {
-        let file = bundle.open_blob(blob)?;
-        let fd = file.as_raw_fd();
-        files.push(file);
-        Ok(Input { fd, size: blob.size })
-    };
-    let model = input(&artifact.blob)?;
-    let golden = manifest.golden.iter().map(|golden| {
-        let blob = input(&golden.blob)?;
-        Ok(GoldenInput { name: golden.name.clone(), blob, rtol: golden.rtol, atol: golden.atol })
-    });
+    let mut opened = Opened { bundle, files: Vec::new() };
+    let model = opened.input(&artifact.blob)?;
+    let golden = manifest.golden.iter().map(|golden| opened.golden(golden));
+    let engine = options.setup.map_or(EngineName::Tract, |setup| setup.engine);
+    let threads = options.setup.map_or(1, |setup| setup.threads);
     let task = Task::Test(Test {
-        model,
         golden: golden.collect::<Result<_, ProbeFailure>>()?,
+        engine: Engine { name: engine, threads },
+        model,
         interface: manifest.interface.clone(),
         timed_runs: options.timed_runs,
-        timing_budget_ms: u64::try_from(options.timing_budget.as_millis()).unwrap_or(u64::MAX),
+        timing_budget_ms: millis(options.timing_budget),
     });
-    let data_bytes = manifest.limits.peak_memory_bytes.saturating_add(options.memory_headroom_bytes);
-    let ended = spawn(task, data_bytes, &files, options)
+    let needs = Needs {
+        data_bytes: room(manifest, options.setup.as_ref(), options),
+        library: library(&[engine], options)?,
+        threaded: threads > 1,
+    };
+    let ended = spawn(task, needs, &opened.files, options)
         .map_err(|reason| failure(RefusalCode::ProbeUnavailable, reason))?;
     Ok(judge(&ended, &manifest.limits, manifest.golden.len()))
 }
 
+pub(super) fn compare(
+    bundle: &BundleFiles,
+    manifest: &Manifest,
+    setups: &[Setup],
+    budget: Budget,
+    options: &ProbeOptions,
+) -> Result<Comparison, ProbeFailure> {
+    let mut opened = Opened { bundle, files: Vec::new() };
+    let mut contestants = Vec::with_capacity(setups.len());
+    for setup in setups {
+        let artifact = artifact(&manifest.artifacts, setup.precision).ok_or_else(|| no_artifact(manifest))?;
+        let engine = Engine { name: setup.engine, threads: setup.threads };
+        contestants.push((engine, opened.input(&artifact.blob)?));
+    }
+    let Some(smallest) = manifest.golden.iter().min_by_key(|golden| golden.blob.size) else {
+        let text = "the bundle has no golden sample to compare engines with".to_owned();
+        return Err(failure(RefusalCode::ManifestInvalid, text));
+    };
+    let task = Task::Compare(Compare {
+        contestants,
+        interface: manifest.interface.clone(),
+        golden: opened.golden(smallest)?,
+        warm_up: budget.warm_up,
+        most: budget.most,
+        budget_ms: millis(budget.time),
+    });
+    let engines: Vec<EngineName> = setups.iter().map(|setup| setup.engine).collect();
+    let needs = Needs {
+        data_bytes: setups.iter().fold(0, |sum, s| sum.saturating_add(room(manifest, Some(s), options))),
+        library: library(&engines, options)?,
+        threaded: setups.iter().any(|setup| setup.threads > 1),
+    };
+    let ended = spawn(task, needs, &opened.files, options)
+        .map_err(|reason| failure(RefusalCode::ProbeUnavailable, reason))?;
+    judge_comparison(&ended, setups.len())
+}
+
+/// The library that `engines` need, if any does.
+fn library(engines: &[EngineName], options: &ProbeOptions) -> Result<Option<PathBuf>, ProbeFailure> {
+    if !engines.contains(&EngineName::Onnxruntime) {
+        return Ok(None);
+    }
+    match &options.library {
+        // By its real path: the child's working folder is another one.
+        Some(path) => std::fs::canonicalize(path).map(Some).map_err(|e| {
+            let text = format!("`{}` cannot be opened as a library: {e}", path.display());
+            failure(RefusalCode::ProbeUnavailable, text)
+        }),
+        None => {
+            let text = "there is no libonnxruntime on this device".to_owned();
+            Err(failure(RefusalCode::ProbeUnavailable, text))
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub(super) fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Result<SelfTest, String> {
-    let ended = spawn(Task::Attempt(attempts), options.memory_headroom_bytes, &[], options)?;
+    let needs = Needs {
+        data_bytes: options.memory_headroom_bytes + ProbeOptions::LIBRARY_BYTES,
+        library: options.library.clone(),
+        threaded: options.setup.is_some_and(|setup| setup.threads > 1),
+    };
+    let ended = spawn(Task::Attempt(attempts), needs, &[], options)?;
     let mut confinement = None;
     let mut results = Vec::new();
     for line in ended.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -149,11 +251,21 @@ pub(super) fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Resul
     }
 }
 
+/// What the child must be given besides its task.
+struct Needs {
+    data_bytes: u64,
+    library: Option<PathBuf>,
+    threaded: bool,
+}
+
 /// Runs the child to its end, whatever it does.
-fn spawn(task: Task, data_bytes: u64, files: &[File], options: &ProbeOptions) -> Result<Ended, String> {
+fn spawn(task: Task, needs: Needs, files: &[File], options: &ProbeOptions) -> Result<Ended, String> {
+    let Needs { data_bytes, library, threaded } = needs;
     let cpu_seconds = options.time_limit.as_secs().saturating_add(2); // the wall clock comes first
+    // Threads use the processor side by side.
+    let cpu_seconds = if threaded { cpu_seconds.saturating_mul(64) } else { cpu_seconds };
     let bounds = Bounds { data_bytes, cpu_seconds };
-    let request = serde_json::to_vec(&Request { protocol: PROBE_PROTOCOL, bounds, task })
+    let request = serde_json::to_vec(&Request { protocol: PROBE_PROTOCOL, bounds, library, threaded, task })
         .map_err(|e| format!("could not write the probe's request: {e}"))?;
     let folder = tempfile::Builder::new()
         .prefix("edgefleet-probe-")

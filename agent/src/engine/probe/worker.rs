@@ -1,18 +1,22 @@
 //! The child: puts up its walls, then loads the model, runs the golden samples and takes the time.
 
 use super::{
-    confine,
+    Comparison, confine,
     files::failure,
-    messages::{Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
+    messages::{Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
     sys,
 };
 use crate::engine::{
-    Engine, LoadError, LoadedModel, RunError, golden,
-    tract::{TractEngine, TractModel, is_out_of_memory},
+    Engine as _, LoadError, LoadedModel, RunError,
+    chooser::{Budget, Rounds},
+    golden, is_out_of_memory,
+    onnxruntime::{self, OnnxRuntime},
+    setup::EngineName,
+    tract::{Inspection, TractEngine},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
-    bundle::GoldenSample,
+    bundle::{GoldenSample, Interface},
     probe::{EngineFacts, GoldenResult, Measured, PROBE_PROTOCOL, ProbeFailure},
     reported::RefusalCode,
     tensor::Tensor,
@@ -20,7 +24,7 @@ use edgefleet_shared::{
 use std::{
     fs::File,
     io::{Read, Write},
-    os::unix::fs::FileExt,
+    os::{fd::RawFd, unix::fs::FileExt},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -50,18 +54,29 @@ fn work() -> Result<(), String> {
     if request.protocol != PROBE_PROTOCOL {
         return Err(format!("the request speaks protocol {}, not {PROBE_PROTOCOL}", request.protocol));
     }
-    let inputs: Vec<_> = match &request.task {
-        Task::Test(test) => test.golden.iter().map(|g| g.blob.fd).chain([test.model.fd]).collect(),
-        Task::Attempt(_) => vec![],
-    };
-    sys::close_all_but(&inputs);
+    sys::close_all_but(&descriptors(&request.task));
     // What needs files is done now: afterwards none can be opened.
     let status = File::open("/proc/self/status").ok();
-    let engine = TractEngine::new();
-    engine.warm_up();
-    let confinement = confine::confine(request.bounds);
-    let facts = EngineFacts { name: engine.name().into(), version: engine.version().into() };
-    say(&Event::Ready { protocol: PROBE_PROTOCOL, engine: facts, confinement })?;
+    let tract = TractEngine::new();
+    tract.warm_up();
+    let (library, confinement) = match &request.library {
+        None => (None, confine::confine(request.bounds)),
+        Some(path) => {
+            doing("opening the engine's library").map_err(|failure| failure.message)?;
+            let outer = confine::for_library(request.bounds, path, request.threaded);
+            let library = OnnxRuntime::open(path, 1).map_err(LoadError::from);
+            let library = library.and_then(|library| library.warm_up().map(|()| library));
+            (Some(library), confine::close(outer, request.threaded))
+        }
+    };
+    let engines = Opened { tract, library };
+    let engine = match &request.task {
+        Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. }) => {
+            engines.library_facts()
+        }
+        _ => EngineFacts { name: engines.tract.name().into(), version: engines.tract.version().into() },
+    };
+    say(&Event::Ready { protocol: PROBE_PROTOCOL, engine, confinement })?;
     match request.task {
         Task::Attempt(attempts) => {
             for attempt in attempts {
@@ -71,10 +86,64 @@ fn work() -> Result<(), String> {
         }
         Task::Test(test) => {
             let mut outcome = Outcome::default();
-            if let Err(failure) = run(&engine, &test, status.as_ref(), &mut outcome) {
+            if let Err(failure) = run(&engines, &test, status.as_ref(), &mut outcome) {
                 outcome.failure = Some(failure);
             }
             say(&Event::Done(outcome))
+        }
+        Task::Compare(task) => match compare(&engines, &task) {
+            Ok(comparison) => say(&Event::Compared(comparison)),
+            Err(failure) => say(&Event::Done(Outcome { failure: Some(failure), ..Outcome::default() })),
+        },
+    }
+}
+
+fn descriptors(task: &Task) -> Vec<RawFd> {
+    match task {
+        Task::Test(test) => test.golden.iter().map(|g| g.blob.fd).chain([test.model.fd]).collect(),
+        Task::Compare(task) => {
+            task.contestants.iter().map(|(_, model)| model.fd).chain([task.golden.blob.fd]).collect()
+        }
+        Task::Attempt(_) => vec![],
+    }
+}
+
+/// The engines of this process.
+struct Opened {
+    tract: TractEngine,
+    /// `None` if no library was asked for.
+    library: Option<Result<OnnxRuntime, LoadError>>,
+}
+
+impl Opened {
+    fn library_facts(&self) -> EngineFacts {
+        let version = match &self.library {
+            Some(Ok(library)) => library.version(),
+            Some(Err(_)) | None => "unknown",
+        };
+        EngineFacts { name: onnxruntime::NAME.into(), version: version.into() }
+    }
+
+    fn load(
+        &self,
+        engine: Engine,
+        model: Vec<u8>,
+        interface: &Interface,
+    ) -> Result<(Box<dyn LoadedModel>, Inspection), ProbeFailure> {
+        match (engine.name, &self.library) {
+            (EngineName::Tract, _) => {
+                let (model, seen) = self.tract.load_bytes(model, interface).map_err(refused)?;
+                Ok((Box::new(model), seen))
+            }
+            (EngineName::Onnxruntime, Some(Ok(library))) => {
+                let library = library.with_threads(engine.threads);
+                let (model, seen) = library.load_bytes(model, interface).map_err(refused)?;
+                Ok((Box::new(model), seen))
+            }
+            (EngineName::Onnxruntime, Some(Err(error))) => Err(refused(error.clone())),
+            (EngineName::Onnxruntime, None) => {
+                Err(failure(RefusalCode::ProbeUnavailable, "no engine library was named".into()))
+            }
         }
     }
 }
@@ -90,8 +159,45 @@ fn doing(what: impl Into<String>) -> Result<(), ProbeFailure> {
     say(&Event::Doing(what.into())).map_err(|e| failure(RefusalCode::ProbeCrashed, e))
 }
 
+/// Lets all contestants take turns at the one sample.
+fn compare(engines: &Opened, task: &Compare) -> Result<Comparison, ProbeFailure> {
+    let sample = sample(&task.golden)?;
+    let mut failed: Vec<Option<String>> = Vec::new();
+    let mut models = Vec::new();
+    for (engine, input) in &task.contestants {
+        doing(format!("loading the model with {}", engine.name))?;
+        let loaded = read(input, "the model").and_then(|m| engines.load(*engine, m, &task.interface));
+        let (model, reason) = match loaded {
+            Ok((model, _)) => (Some(model), None),
+            Err(failure) => (None, Some(failure.message)),
+        };
+        models.push(model);
+        failed.push(reason);
+    }
+    doing("taking the time in turns")?;
+    let time = Duration::from_millis(task.budget_ms);
+    let budget = Budget { warm_up: task.warm_up, most: task.most, time };
+    let mut rounds = Rounds::new(models.len(), budget);
+    while let Some(who) = rounds.whose_turn() {
+        let Some(model) = &models[who] else {
+            rounds.drop_out(who);
+            continue;
+        };
+        let started = Instant::now();
+        match model.run(&sample.inputs) {
+            Ok(_) => rounds.record(who, started.elapsed()),
+            Err(error) => {
+                failed[who] = Some(error.to_string());
+                rounds.drop_out(who);
+            }
+        }
+    }
+    let times = rounds.times().iter().cloned().zip(failed);
+    Ok(times.map(|(times, failed)| failed.map_or(Ok(times), Err)).collect())
+}
+
 fn run(
-    engine: &TractEngine,
+    engines: &Opened,
     test: &Test,
     status: Option<&File>,
     outcome: &mut Outcome,
@@ -99,14 +205,14 @@ fn run(
     doing("loading the model")?;
     let bytes = read(&test.model, "the model")?;
     let started = Instant::now();
-    let (model, inspection) = engine.load_bytes(bytes, &test.interface).map_err(refused)?;
+    let (model, inspection) = engines.load(test.engine, bytes, &test.interface)?;
     let load = started.elapsed();
     outcome.operators = inspection.operators;
     let mut smallest: Option<Vec<Tensor>> = None;
     for golden in &test.golden {
         doing(format!("running golden sample `{}`", golden.name))?;
         let sample = sample(golden)?;
-        outcome.golden.push(twice(&model, golden, &sample)?);
+        outcome.golden.push(twice(&*model, golden, &sample)?);
         let weight = |inputs: &[Tensor]| inputs.iter().map(|t| t.data().len()).sum::<usize>();
         if smallest.as_ref().is_none_or(|least| weight(&sample.inputs) < weight(least)) {
             smallest = Some(sample.inputs);
@@ -139,7 +245,7 @@ fn run(
 
 /// The worse of two runs: a model that remembers its first run differs in the second.
 fn twice(
-    model: &TractModel,
+    model: &dyn LoadedModel,
     golden: &GoldenInput,
     sample: &GoldenSample,
 ) -> Result<GoldenResult, ProbeFailure> {

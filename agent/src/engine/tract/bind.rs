@@ -19,18 +19,9 @@ pub(super) struct Binding {
     pub(super) outputs: Vec<usize>,
 }
 
-/// Every input of the graph must be in the interface and the other way round; outputs the interface
-/// leaves out are not computed.
+/// As [`agree`], and tract has the datatypes.
 pub(super) fn bind(proto: &pb::ModelProto, interface: &Interface) -> Result<Binding, LoadError> {
-    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
-    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-    let inputs: Vec<_> = graph.input.iter().filter(|i| !preset.contains(i.name.as_str())).collect();
-    let outputs: Vec<_> = graph.output.iter().collect();
-    positions("input", &inputs, &interface.inputs)?;
-    if let Some(extra) = inputs.iter().find(|i| !interface.inputs.iter().any(|spec| spec.name == i.name)) {
-        return Err(unequal("input", &extra.name, &inputs, &interface.inputs));
-    }
-    let positions = positions("output", &outputs, &interface.outputs)?;
+    let binding = agree(proto, interface)?;
     for spec in interface.inputs.iter().chain(&interface.outputs) {
         if tensors::engine_type(spec.datatype).is_none() {
             let why = format!("of {}, which engine {NAME} {VERSION} does not have", spec.datatype);
@@ -40,10 +31,49 @@ pub(super) fn bind(proto: &pb::ModelProto, interface: &Interface) -> Result<Bind
             return Err(error);
         }
     }
+    Ok(binding)
+}
+
+/// Every input of the graph must be in the interface and the other way round; outputs the interface
+/// leaves out are not computed.
+pub(super) fn agree(proto: &pb::ModelProto, interface: &Interface) -> Result<Binding, LoadError> {
+    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
+    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let inputs: Vec<_> = graph.input.iter().filter(|i| !preset.contains(i.name.as_str())).collect();
+    let outputs: Vec<_> = graph.output.iter().collect();
+    positions("input", &inputs, &interface.inputs)?;
+    if let Some(extra) = inputs.iter().find(|i| !interface.inputs.iter().any(|spec| spec.name == i.name)) {
+        return Err(unequal("input", &extra.name, &inputs, &interface.inputs));
+    }
+    let positions = positions("output", &outputs, &interface.outputs)?;
     Ok(Binding {
         inputs: interface.inputs.iter().map(|spec| spec.name.clone()).collect(),
         outputs: positions,
     })
+}
+
+/// What a model file says it takes and gives, for one that comes without a manifest.
+pub(in crate::engine) fn interface(proto: &pb::ModelProto) -> Result<Interface, LoadError> {
+    let Some(graph) = &proto.graph else { return Err(mismatch("the model has no graph".into())) };
+    let preset: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let inputs = graph.input.iter().filter(|i| !preset.contains(i.name.as_str()));
+    Ok(Interface {
+        inputs: inputs.map(declared).collect::<Result<_, _>>()?,
+        outputs: graph.output.iter().map(declared).collect::<Result<_, _>>()?,
+    })
+}
+
+fn declared(info: &pb::ValueInfoProto) -> Result<TensorSpec, LoadError> {
+    let vague = |what: &str| mismatch(format!("tensor `{}` {what}, so a manifest is needed", info.name));
+    let Some(pb::type_proto::Value::TensorType(tensor)) = info.r#type.as_ref().and_then(|t| t.value.as_ref())
+    else {
+        return Err(vague("is declared without a type, or is no tensor"));
+    };
+    let told = DataType::try_from(tensor.elem_type).unwrap_or(DataType::Undefined);
+    let datatype = datatype(told).ok_or_else(|| vague("has a type that the protocol lacks"))?;
+    let shape = tensor.shape.as_ref().ok_or_else(|| vague("is declared without a shape"))?;
+    let shape = shape.dim.iter().map(|dim| dimension(dim).unwrap_or(-1)).collect();
+    Ok(TensorSpec { name: info.name.clone(), datatype, shape })
 }
 
 fn positions(

@@ -20,13 +20,8 @@ pub use model::TractModel;
 pub(in crate::engine) use words::{excerpt, is_out_of_memory};
 
 use super::{Engine, LoadError, LoadedModel};
-use edgefleet_shared::{
-    bundle::{Interface, manifest::MAX_BLOB_BYTES},
-    reported::RefusalCode,
-};
+use edgefleet_shared::bundle::Interface;
 use std::{
-    fs::File,
-    io::Read,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
@@ -35,6 +30,28 @@ use tract_onnx::prelude::*;
 pub const NAME: &str = "tract";
 /// Follows the exact version in the workspace's Cargo.toml; a test compares them.
 pub const VERSION: &str = "0.23.9";
+
+/// Looks a model over for an engine that reads it by itself: everything that is checked for tract too,
+/// except what tract lacks or computes wrongly.
+///
+/// # Errors
+/// [`LoadError`]: not ONNX, out of bounds, or another interface.
+pub(in crate::engine) fn inspect_for(model: &[u8], interface: &Interface) -> Result<Inspection, LoadError> {
+    let proto = inspect::decode(model)?;
+    let inspection = inspect::inspect(&proto)?;
+    bind::agree(&proto, interface)?;
+    Ok(inspection)
+}
+
+/// The interface that a model file declares by itself.
+///
+/// # Errors
+/// [`LoadError`]: not ONNX, out of bounds, or not declared in full.
+pub(in crate::engine) fn declared_interface(model: &[u8]) -> Result<Interface, LoadError> {
+    let proto = inspect::decode(model)?;
+    inspect::inspect(&proto)?;
+    bind::interface(&proto)
+}
 
 /// Loads ONNX files with tract. Cheap to make; holds the register of operators.
 pub struct TractEngine {
@@ -118,21 +135,17 @@ impl Engine for TractEngine {
         VERSION
     }
     fn load(&self, model: &Path, interface: &Interface) -> Result<Box<dyn LoadedModel>, LoadError> {
-        let unreadable = |reason: std::io::Error| LoadError {
-            code: RefusalCode::StorageFailed,
-            message: format!("could not read model {}: {reason}", model.display()),
-            node: None,
-            op: None,
-        };
-        let mut bytes = Vec::new();
-        let file = File::open(model).map_err(unreadable)?;
-        file.take(MAX_BLOB_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > MAX_BLOB_BYTES {
-            return Err(words::invalid(format!("model file has more than {MAX_BLOB_BYTES} bytes")));
-        }
-        let (model, _) = self.load_bytes(bytes, interface)?;
+        let (model, _) = self.load_bytes(super::read_model(model)?, interface)?;
         Ok(Box::new(model))
     }
+}
+
+/// `y = x x` as a file that any engine takes.
+pub(in crate::engine) fn product_file() -> Vec<u8> {
+    use prost::Message;
+    let opset = tract_onnx::pb::OperatorSetIdProto { domain: String::new(), version: 13 };
+    let model = tract_onnx::pb::ModelProto { ir_version: 7, opset_import: vec![opset], ..product() };
+    model.encode_to_vec()
 }
 
 /// `y = x x`.

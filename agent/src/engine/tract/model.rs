@@ -7,11 +7,11 @@ use super::{
     tensors,
     words::{self, excerpt},
 };
-use crate::engine::{LoadError, LoadedModel, RunError, panic_text};
+use crate::engine::{LoadError, LoadedModel, RunError, panic_text, request};
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{Interface, TensorSpec},
-    tensor::Tensor,
+    tensor::{Datatype, Tensor},
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::{prelude::*, tract_hir::infer::Factoid};
@@ -98,46 +98,6 @@ impl TractModel {
         Ok(Self { inputs, outputs: interface.outputs.clone(), plans, rows })
     }
 
-    /// The request's tensors in the order of the interface, and the batch if there is one.
-    fn accept<'a>(&self, given: &'a [Tensor]) -> Result<(Vec<&'a Tensor>, Option<usize>), RunError> {
-        let names = |given: &[Tensor]| -> Vec<String> { given.iter().map(|t| t.name().to_owned()).collect() };
-        let wanted = || -> Vec<&str> { self.inputs.iter().map(|b| b.spec.name.as_str()).collect() };
-        if given.len() != self.inputs.len() {
-            return Err(RunError::BadInput(format!(
-                "the model takes {} inputs {:?}, the request has {}: {:?}",
-                self.inputs.len(),
-                wanted(),
-                given.len(),
-                names(given)
-            )));
-        }
-        let mut batch = None;
-        let mut ordered = Vec::with_capacity(given.len());
-        for Bound { spec, .. } in &self.inputs {
-            let Some(tensor) = given.iter().find(|t| t.name() == spec.name) else {
-                return Err(RunError::BadInput(format!(
-                    "input `{}` is missing: the model takes {:?}, the request has {:?}",
-                    spec.name,
-                    wanted(),
-                    names(given)
-                )));
-            };
-            check_input(spec, tensor)?;
-            if spec.shape.first() == Some(&-1) {
-                let rows = tensor.shape()[0];
-                if *batch.get_or_insert(rows) != rows {
-                    return Err(RunError::BadInput(format!(
-                        "input `{}` has {rows} rows, the one before has {}",
-                        spec.name,
-                        batch.unwrap_or_default()
-                    )));
-                }
-            }
-            ordered.push(tensor);
-        }
-        Ok((ordered, batch))
-    }
-
     fn run_whole(&self, plan: &Plan, inputs: &[&Tensor]) -> Result<Vec<(Vec<usize>, Bytes)>, RunError> {
         let pieces = inputs.iter().map(|t| (t.shape(), &t.data()[..]));
         self.run_plan(plan, pieces)
@@ -203,7 +163,8 @@ impl TractModel {
 
 impl LoadedModel for TractModel {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-        let (inputs, batch) = self.accept(inputs)?;
+        let (inputs, batch) = request::accept(self.inputs.iter().map(|bound| &bound.spec), inputs)?;
+        inputs.iter().try_for_each(|tensor| check_texts(tensor))?;
         let dims: Dims = inputs.iter().flat_map(|t| t.shape().iter().copied()).collect();
         let by_row = |rows: usize| -> Result<_, RunError> {
             let single: Dims = inputs.iter().flat_map(|t| single_row(t.shape())).collect();
@@ -238,35 +199,15 @@ fn single_row(shape: &[usize]) -> Vec<usize> {
     shape
 }
 
-fn check_input(spec: &TensorSpec, tensor: &Tensor) -> Result<(), RunError> {
-    let bad = |text: String| Err(RunError::BadInput(text));
-    if tensor.datatype() != spec.datatype {
-        return bad(format!("input `{}` must be {}, not {}", spec.name, spec.datatype, tensor.datatype()));
+/// ONNX has texts, not bytes.
+fn check_texts(tensor: &Tensor) -> Result<(), RunError> {
+    match tensor.datatype() {
+        Datatype::Bytes => tensors::bad_text(tensor.data()).map_or(Ok(()), |at| {
+            let name = tensor.name();
+            Err(RunError::BadInput(format!("input `{name}`: element {at} is not UTF-8; engine {NAME} takes texts")))
+        }),
+        _ => Ok(()),
     }
-    let fits = |(have, want): (&usize, &i64)| *want < 0 || i64::try_from(*have) == Ok(*want);
-    if tensor.shape().len() != spec.shape.len() || !tensor.shape().iter().zip(&spec.shape).all(fits) {
-        return bad(format!(
-            "input `{}` must have shape {:?} (-1 is variable), not {:?}",
-            spec.name,
-            spec.shape,
-            tensor.shape()
-        ));
-    }
-    if tensor.is_empty() {
-        return bad(format!("input `{}` of shape {:?} has no elements", spec.name, tensor.shape()));
-    }
-    if tensor.datatype() == edgefleet_shared::tensor::Datatype::Bool
-        && let Some(at) = tensors::bad_bool(tensor.data())
-    {
-        let byte = tensor.data()[at];
-        return bad(format!("input `{}`: element {at} is the byte {byte}, a BOOL is 0 or 1", spec.name));
-    }
-    if tensor.datatype() == edgefleet_shared::tensor::Datatype::Bytes
-        && let Some(at) = tensors::bad_text(tensor.data())
-    {
-        return bad(format!("input `{}`: element {at} is not UTF-8; engine {NAME} takes texts", spec.name));
-    }
-    Ok(())
 }
 
 /// Compares what the plan will give out with the interface, as far as tract knows it beforehand.

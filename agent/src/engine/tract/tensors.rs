@@ -52,7 +52,7 @@ pub(super) fn protocol_type(kind: DatumType) -> Option<Datatype> {
 }
 
 /// `data` must be `shape` elements of `kind`; `kind` is none but those of [`engine_type`], and BOOL
-/// bytes must be 0 or 1 ([`bad_bool`]).
+/// bytes must be 0 or 1 ([`request::accept`](crate::engine::request::accept)).
 ///
 /// # Errors
 /// BYTES that are no UTF-8 ([`bad_text`]).
@@ -65,12 +65,6 @@ pub(super) fn to_engine(kind: DatumType, shape: &[usize], data: &[u8]) -> TractR
     let mut plain = Plain::zero_dt(kind, shape)?;
     plain.as_bytes_mut().copy_from_slice(data);
     Ok(plain)
-}
-
-/// Index of the first byte that is no truth value. Any other byte in a Rust `bool` is undefined
-/// behaviour, so this stands before every BOOL input.
-pub(super) fn bad_bool(data: &[u8]) -> Option<usize> {
-    data.iter().position(|byte| *byte > 1)
 }
 
 /// Index of the first of BYTES elements that is no UTF-8: ONNX has texts, not bytes.
