@@ -148,8 +148,7 @@ impl Source {
             interface: self.interface.clone(),
             prediction: None,
             labels: vec![],
-            preprocess: vec![],
-            postprocess: vec![],
+            pipeline: None,
             golden: self
                 .golden
                 .iter()
