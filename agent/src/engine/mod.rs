@@ -1,9 +1,11 @@
 //! Engines are peers behind one trait: load a verified model file, run tensors through it.
 //!
 //! `tract` is the engine that is always there, `pool` runs it beside the async world, `probe` tries an
-//! unknown bundle in a confined child before anything here may load it, `golden` compares answers.
+//! unknown bundle in a confined child before anything here may load it, `piped` puts a bundle's own steps around
+//! its model, `golden` compares answers.
 
 pub mod golden;
+pub mod piped;
 pub mod pool;
 pub(crate) mod priority;
 pub mod probe;

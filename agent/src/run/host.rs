@@ -2,7 +2,7 @@
 
 use super::health::{self, Before};
 use crate::{
-    engine::{Engine, LoadError, LoadedModel, choose_artifact, tract::TractEngine},
+    engine::{Engine, LoadError, LoadedModel, choose_artifact, piped, tract::TractEngine},
     monitor::Monitor,
     serving::{
         ServedBundle, SlotTable,
@@ -59,6 +59,11 @@ fn refusal(manifest: &Manifest, code: RefusalCode, message: String) -> Refusal {
     }
 }
 
+/// What serving works with: the model and the steps around it are one, and its interface is what clients see.
+fn seen_by_clients(manifest: Manifest) -> Manifest {
+    Manifest { interface: manifest.external(), ..manifest }
+}
+
 impl ServingHost {
     pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, engine: Arc<TractEngine>) -> Self {
         Self {
@@ -83,8 +88,12 @@ impl ServingHost {
         })?;
         let path = files.blobs_dir.join(artifact.blob.digest.to_hex());
         let (engine, interface) = (self.engine.clone(), manifest.interface.clone());
+        let (pipeline, labels) = (manifest.pipeline.clone(), manifest.labels.clone());
         self.loads.fetch_add(1, Ordering::Relaxed);
-        Ok(move || engine.load(&path, &interface).map(Arc::from))
+        Ok(move || {
+            let model = engine.load(&path, &interface)?;
+            piped::around(model, pipeline.as_ref(), &interface, &labels).map(Arc::from)
+        })
     }
 
     async fn load(&self, files: &BundleFiles, manifest: &Manifest) -> Result<Arc<dyn LoadedModel>, Refusal> {
@@ -118,6 +127,7 @@ impl Host for ServingHost {
             }
         };
         tracing::info!(%slot, bundle = %name, %attempt, "serving");
+        let manifest = seen_by_clients(manifest);
         let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
         self.slots.activate(Arc::new(served));
         Ok(())
@@ -163,6 +173,7 @@ impl Host for ServingHost {
             Err(_) => return Err(failed(format!("the engine panicked while it loaded `{name}`"))),
         };
         tracing::info!(%slot, bundle = %name, %attempt, "running in the shadow");
+        let manifest = seen_by_clients(manifest);
         let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
         let shadow = Shadow::beside(&self.monitor, &active, Arc::new(served), settings);
         if !self.slots.set_shadow(slot, Some((shadow.clone(), active.served.digest))) {

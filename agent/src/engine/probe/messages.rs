@@ -2,7 +2,7 @@
 
 use super::attempts::{Attempt, AttemptResult};
 use edgefleet_shared::{
-    bundle::Interface,
+    bundle::{Interface, PipelineSpec},
     probe::{Confinement, EngineFacts, GoldenResult, Measured, ProbeFailure},
 };
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,9 @@ pub(super) enum Task {
 pub(super) struct Test {
     pub(super) model: Input,
     pub(super) interface: Interface,
+    /// Golden samples are recorded outside of it.
+    pub(super) pipeline: Option<PipelineSpec>,
+    pub(super) labels: Vec<String>,
     pub(super) golden: Vec<GoldenInput>,
     pub(super) timed_runs: u32,
     pub(super) timing_budget_ms: u64,

@@ -122,6 +122,8 @@ fn test(
         model,
         golden: golden.collect::<Result<_, ProbeFailure>>()?,
         interface: manifest.interface.clone(),
+        pipeline: manifest.pipeline.clone(),
+        labels: manifest.labels.clone(),
         timed_runs: options.timed_runs,
         timing_budget_ms: u64::try_from(options.timing_budget.as_millis()).unwrap_or(u64::MAX),
     });

@@ -7,8 +7,8 @@ use super::{
     sys,
 };
 use crate::engine::{
-    Engine, LoadError, LoadedModel, RunError, golden,
-    tract::{TractEngine, TractModel, is_out_of_memory},
+    Engine, LoadError, LoadedModel, RunError, golden, piped,
+    tract::{TractEngine, is_out_of_memory},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -100,13 +100,15 @@ fn run(
     let bytes = read(&test.model, "the model")?;
     let started = Instant::now();
     let (model, inspection) = engine.load_bytes(bytes, &test.interface).map_err(refused)?;
+    let model = piped::around(Box::new(model), test.pipeline.as_ref(), &test.interface, &test.labels)
+        .map_err(refused)?;
     let load = started.elapsed();
     outcome.operators = inspection.operators;
     let mut smallest: Option<Vec<Tensor>> = None;
     for golden in &test.golden {
         doing(format!("running golden sample `{}`", golden.name))?;
         let sample = sample(golden)?;
-        outcome.golden.push(twice(&model, golden, &sample)?);
+        outcome.golden.push(twice(model.as_ref(), golden, &sample)?);
         let weight = |inputs: &[Tensor]| inputs.iter().map(|t| t.data().len()).sum::<usize>();
         if smallest.as_ref().is_none_or(|least| weight(&sample.inputs) < weight(least)) {
             smallest = Some(sample.inputs);
@@ -139,7 +141,7 @@ fn run(
 
 /// The worse of two runs: a model that remembers its first run differs in the second.
 fn twice(
-    model: &TractModel,
+    model: &dyn LoadedModel,
     golden: &GoldenInput,
     sample: &GoldenSample,
 ) -> Result<GoldenResult, ProbeFailure> {
