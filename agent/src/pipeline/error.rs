@@ -7,6 +7,9 @@ use edgefleet_shared::bundle::pipeline::Side;
 pub enum CompileError {
     #[error("pipeline `{side}` step {step} (`{op}`): {reason}")]
     Step { side: Side, step: usize, op: &'static str, reason: String },
+    /// A value is out of bounds; manifests that were parsed have none.
+    #[error("{field}: {reason}")]
+    Value { field: String, reason: String },
     /// The tensors after the last step are not what comes next.
     #[error("pipeline `{side}`: {reason}")]
     Ends { side: Side, reason: String },

@@ -69,7 +69,7 @@ impl Pipeline {
     /// [`CompileError`] names the step that does not fit.
     pub fn compile(spec: &PipelineSpec, model: &Interface, labels: &[String]) -> Result<Self, CompileError> {
         if let Some((field, reason)) = spec.mistakes().into_iter().next() {
-            return Err(CompileError::Ends { side: Side::Pre, reason: format!("{field}: {reason}") });
+            return Err(CompileError::Value { field, reason });
         }
         let pre = compile::program(Side::Pre, &spec.inputs, &spec.pre, &model.inputs, labels, &[])?;
         let post =

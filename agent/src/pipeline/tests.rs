@@ -114,7 +114,7 @@ impl Case {
         let mean = apart.iter().sum::<f64>() / apart.len() as f64;
         let largest = apart.iter().copied().fold(0.0, f64::max);
         let outside = apart.iter().zip(&want_numbers);
-        let outside = outside.filter(|(d, w)| !(**d <= self.atol + self.rtol * w.abs())).count();
+        let outside = outside.filter(|(d, w)| d.is_nan() || **d > self.atol + self.rtol * w.abs()).count();
         (outside > 0 || mean > self.mean)
             .then(|| format!("{outside} of {} outside, largest {largest}, mean {mean}", apart.len()))
     }

@@ -62,10 +62,11 @@ pub(super) fn held(datatype: Datatype) -> Held {
     }
 }
 
-/// Number of elements of `shape`, if that many of `size` bytes may be allocated.
+/// Number of elements of `shape`, if that many of `size` bytes may be allocated. A dimension of 0 excuses no
+/// huge other one: work is done and memory taken along single dimensions, too.
 pub(super) fn room(shape: &[usize], size: usize) -> Result<usize, Fault> {
     let count = shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim));
-    let bytes = count.and_then(|n| n.checked_mul(size));
+    let bytes = shape.iter().try_fold(size, |n, dim| n.checked_mul((*dim).max(1)));
     match (count, bytes) {
         (Some(count), Some(bytes)) if bytes <= MAX_VALUE_BYTES => Ok(count),
         _ => Err(Fault::TooLarge {

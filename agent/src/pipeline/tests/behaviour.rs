@@ -122,6 +122,14 @@ fn a_batch_of_none_passes_and_nan_never_becomes_a_class() {
 }
 
 #[test]
+fn an_empty_tensor_excuses_no_huge_dimension() {
+    let y = spec("y", "FP32", &[-1, -1]);
+    let pipeline = post(y.clone(), &json!([{"op": "softmax"}]), &[y]).unwrap();
+    let e = pipeline.finish(vec![floats("y", &[0, 1 << 40], &[])], &Context::default()).unwrap_err();
+    assert!(matches!(e, PipelineError::Post { fault: Fault::TooLarge { .. }, .. }), "{e}");
+}
+
+#[test]
 fn little_input_never_becomes_much_memory() {
     let x = [spec("x", "INT64", &[-1])];
     let hot = [spec("x", "FP32", &[-1, 65_536])];
@@ -184,8 +192,8 @@ proptest! {
         let done = pipeline.finish(vec![floats("y", &[1, values.len()], &values)], &Context::default()).unwrap();
         let shares: Vec<f32> = done[0].data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         prop_assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-5);
-        for i in 1..values.len() {
-            prop_assert!((values[i] <= values[0]) || shares[i] >= shares[0]);
+        for (value, share) in values.iter().zip(&shares) {
+            prop_assert!(*value <= values[0] || *share >= shares[0]);
         }
     }
 

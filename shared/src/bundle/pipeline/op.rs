@@ -424,7 +424,6 @@ fn default_candidates() -> usize {
 fn default_variances() -> [f64; 2] {
     [0.1, 0.2]
 }
-#[expect(clippy::unnecessary_wraps, reason = "the default of an optional parameter")]
 fn class_zero() -> Option<usize> {
     Some(0)
 }
