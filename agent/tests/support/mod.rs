@@ -7,7 +7,7 @@ use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{
         Artifact, BlobRef, Compat, GoldenRef, GoldenSample, Interface, Limits, Manifest, ModelCard,
-        Precision, TensorSpec,
+        PipelineSpec, Precision, TensorSpec,
     },
     digest::BlobDigest,
     tensor::{Datatype, Tensor},
@@ -93,6 +93,8 @@ pub fn golden(folder: &Path) -> Vec<(String, GoldenSample)> {
 pub struct Source {
     pub model: Vec<u8>,
     pub interface: Interface,
+    pub pipeline: Option<PipelineSpec>,
+    pub labels: Vec<String>,
     pub golden: Vec<(String, GoldenSample)>,
     pub limits: Limits,
     pub targets: Vec<String>,
@@ -108,6 +110,8 @@ impl Source {
         Self {
             model: std::fs::read(folder.join("model.onnx")).unwrap(),
             interface: Interface { inputs: specs("input"), outputs: specs("output") },
+            pipeline: None,
+            labels: vec![],
             golden: golden(&folder.join("golden")),
             limits,
             targets: vec![],
@@ -147,8 +151,8 @@ impl Source {
             }],
             interface: self.interface.clone(),
             prediction: None,
-            labels: vec![],
-            pipeline: None,
+            labels: self.labels.clone(),
+            pipeline: self.pipeline.clone(),
             golden: self
                 .golden
                 .iter()
