@@ -10,6 +10,7 @@ pub mod failpoint;
 pub mod identity;
 pub mod link;
 pub mod monitor;
+pub mod pipeline;
 pub mod run;
 pub mod serving;
 pub mod store;

@@ -3,7 +3,11 @@
 mod support;
 
 use edgefleet_agent::engine::probe::{self, Attempt, BundleFiles, ProbeOptions};
-use edgefleet_shared::{probe::ProbeVerdict, reported::RefusalCode};
+use edgefleet_shared::{
+    probe::ProbeVerdict,
+    reported::RefusalCode,
+    tensor::{Datatype, Tensor},
+};
 use std::{
     path::PathBuf,
     process::Command,
@@ -37,6 +41,61 @@ fn a_sound_bundle_passes_and_its_verdict_tells_what_was_seen() {
     assert!(measured.p50_ms > 0.0 && measured.p95_ms >= measured.p50_ms && measured.load_ms > 0.0);
     assert!(measured.peak_memory_bytes > 1 << 20);
     eprintln!("{measured:?} {:?}", verdict.confinement);
+}
+
+/// `digits` for clients that send pictures and want words: golden samples are what these send and get.
+fn digits_of_pictures(last: &str) -> Source {
+    let mut source = Source::digits(1);
+    source.labels = (0..10).map(|digit| format!("digit {digit}")).collect();
+    let section = format!(
+        r#"{{"inputs": [{{"name": "picture", "datatype": "BYTES", "shape": [-1]}}],
+             "outputs": [{{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}},
+                         {{"name": "word", "datatype": "BYTES", "shape": [-1]}}],
+             "pre": [{{"op": "decode_image", "color": "gray"}}, {{"op": "layout", "order": "nhwc"}},
+                     {{"op": "normalize", "mean": 0, "std": 15}},
+                     {{"op": "reshape", "shape": [0, 64], "to": "image"}}],
+             "post": [{{"op": "label", "from": "label", "to": "word"}}{last}]}}"#
+    );
+    source.pipeline = Some(serde_json::from_str(&section).unwrap());
+    for (_, sample) in &mut source.golden {
+        let digit = i64::from_le_bytes(sample.outputs[1].data()[..].try_into().unwrap());
+        let pixels = sample.inputs[0].data().chunks_exact(4);
+        let pixels = pixels.map(|raw| (f32::from_le_bytes(raw.try_into().unwrap()) * 15.0) as u8).collect();
+        sample.inputs = vec![text("picture", &png(pixels))];
+        sample.outputs[1] = text("word", format!("digit {digit}").as_bytes());
+    }
+    source
+}
+
+fn text(name: &str, bytes: &[u8]) -> Tensor {
+    let raw = [&(bytes.len() as u32).to_le_bytes(), bytes].concat();
+    Tensor::new(name, Datatype::Bytes, vec![1], raw.into()).unwrap()
+}
+
+fn png(pixels: Vec<u8>) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 8, 8);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+    file
+}
+
+#[test]
+fn golden_samples_are_what_clients_send_and_get_around_the_pipeline() {
+    let verdict = probe(&digits_of_pictures("").write());
+    assert!(verdict.ok, "{verdict:#?}");
+    assert_eq!(verdict.golden.len(), 8);
+
+    let mut other = digits_of_pictures("");
+    other.labels[0] = "nought".into();
+    let (code, message) = refusal(&other.write());
+    assert_eq!(code, RefusalCode::GoldenMismatch, "{message}");
+    assert!(message.contains("output `word`"), "{message}");
+
+    let misfit = digits_of_pictures(r#", {"op": "top_k", "k": 11, "from": "probabilities", "indices": "i"}"#);
+    let (code, message) = refusal(&misfit.write());
+    assert_eq!(code, RefusalCode::InterfaceMismatch, "{message}");
+    assert_eq!(message, "pipeline `post` step 2 (`top_k`): cannot take 11 of 10");
 }
 
 #[test]

@@ -54,7 +54,8 @@ pub(super) fn infer(args: InferArgs) -> Result<ExitCode, Failure> {
     let file = subject.file(setup.precision).ok_or_else(|| no_such_engine(&engines))?;
     let loaded = Instant::now();
     let model = engines
-        .load(setup, file, &subject.interface)
+        .engine(setup)
+        .and_then(|engine| subject.load(&*engine, file))
         .map_err(|e| Failure::new(&format!("could not load the model with {setup}"), e.into()))?;
     let load_ms = loaded.elapsed().as_secs_f64() * 1e3;
     let started = Instant::now();

@@ -142,7 +142,7 @@ fn load(subject: &Subject, engines: &Engines, entry: &Entry, input: &[Tensor]) -
     let engine = engines.engine(entry.setup).map_err(said)?;
     let before = resident_bytes();
     let started = Instant::now();
-    let model = engine.load(file, &subject.interface).map_err(said)?;
+    let model = subject.load(&*engine, file).map_err(said)?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let answer = model.run(input).map_err(|e| e.to_string())?;
     let memory_bytes = resident_bytes().saturating_sub(before);

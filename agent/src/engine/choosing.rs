@@ -4,7 +4,7 @@
 use super::{
     Engines, LoadError, LoadedModel, choose_artifact,
     chooser::{self, Budget, Key, Passed, Policy, Refused, Selection},
-    is_meant_for_us,
+    is_meant_for_us, piped,
     probe::{self, BundleFiles, ProbeOptions},
     setup::{EngineName, Setup, artifact},
 };
@@ -253,7 +253,10 @@ impl EngineChooser {
         for setup in setups {
             let Some(found) = artifact(&manifest.artifacts, setup.precision) else { continue };
             let path = files.blobs.join(found.blob.digest.to_hex());
-            match self.engines.load(setup, &path, &manifest.interface) {
+            let whole = self.engines.load(setup, &path, &manifest.interface).and_then(|model| {
+                piped::around(model, manifest.pipeline.as_ref(), &manifest.interface, &manifest.labels)
+            });
+            match whole {
                 Ok(model) => return Ok(Chosen { model: model.into(), setup }),
                 Err(error) => {
                     tracing::warn!(bundle = %manifest.name(), %setup, %error, "could not load with an engine");

@@ -1,8 +1,8 @@
 //! Engines are peers behind one trait: load a verified model file, run tensors through it.
 //!
 //! `tract` is the engine that is always there, `onnxruntime` is one where its library is; `pool` runs them
-//! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load
-//! it, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
+//! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load it,
+//! `piped` puts a bundle's own steps around its model, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
 
 pub mod bench;
 pub mod chooser;
@@ -10,6 +10,7 @@ pub mod choosing;
 mod engines;
 pub mod golden;
 pub mod onnxruntime;
+pub mod piped;
 pub mod pool;
 pub(crate) mod priority;
 pub mod probe;

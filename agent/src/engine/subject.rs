@@ -1,10 +1,12 @@
 //! Something to run from the command line: a bundle folder, or a model file that declares its own
 //! interface.
 
-use super::{LoadError, RunError, is_meant_for_us, probe::BundleFiles, read_model, tract};
+use super::{
+    Engine, LoadError, LoadedModel, RunError, is_meant_for_us, piped, probe::BundleFiles, read_model, tract,
+};
 use bytes::Bytes;
 use edgefleet_shared::{
-    bundle::{Artifact, BlobRef, GoldenSample, Interface, Precision, TensorSpec},
+    bundle::{Artifact, BlobRef, GoldenSample, Interface, PipelineSpec, Precision, TensorSpec},
     digest::BlobDigest,
     reported::RefusalCode,
     tensor::{Datatype, Tensor, element_count},
@@ -18,7 +20,12 @@ const MAX_INPUT: usize = 1 << 30;
 pub struct Subject {
     /// The bundle's name, or the file's.
     pub name: String,
+    /// The tensors outside of the bundle's own steps.
     pub interface: Interface,
+    /// The model's own.
+    inner: Interface,
+    pipeline: Option<PipelineSpec>,
+    labels: Vec<String>,
     pub artifacts: Vec<Artifact>,
     /// Most rows of one request.
     pub batch_max: usize,
@@ -52,7 +59,7 @@ impl Subject {
         let artifacts: Vec<Artifact> =
             manifest.artifacts.iter().filter(|artifact| is_meant_for_us(artifact)).cloned().collect();
         let input = match manifest.golden.first() {
-            None => made_up(&manifest.interface.inputs)?,
+            None => made_up(manifest.external_inputs())?,
             Some(golden) => {
                 let bytes = Bytes::from(read_model(&path(&golden.blob))?);
                 let sample = GoldenSample::parse(&bytes)
@@ -63,7 +70,10 @@ impl Subject {
         Ok(Self {
             name: manifest.name().to_string(),
             files: artifacts.iter().map(|a| (a.precision, path(&a.blob))).collect(),
-            interface: manifest.interface,
+            interface: manifest.external(),
+            inner: manifest.interface,
+            pipeline: manifest.pipeline,
+            labels: manifest.labels,
             batch_max: manifest.limits.batch_max,
             artifacts,
             input,
@@ -79,11 +89,23 @@ impl Subject {
         Ok(Self {
             name: name.to_string_lossy().into_owned(),
             input: made_up(&interface.inputs)?,
+            inner: interface.clone(),
             interface,
+            pipeline: None,
+            labels: vec![],
             batch_max: 1 << 16,
             artifacts: vec![artifact],
             files: vec![(Precision::F32, path.to_owned())],
         })
+    }
+
+    /// The model of a variant with the steps around it.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(&self, engine: &dyn Engine, file: &Path) -> Result<Box<dyn LoadedModel>, LoadError> {
+        let model = engine.load(file, &self.inner)?;
+        piped::around(model, self.pipeline.as_ref(), &self.inner, &self.labels)
     }
 
     /// The model file of a variant.

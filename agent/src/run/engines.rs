@@ -10,7 +10,7 @@ use crate::{
     serving::{ServedBundle, http::StatusProvider, slots::Active},
     update::BundleFiles,
 };
-use edgefleet_shared::{digest::BundleDigest, ids::SlotName};
+use edgefleet_shared::{bundle::Manifest, digest::BundleDigest, ids::SlotName};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -24,6 +24,8 @@ struct Running {
     digest: BundleDigest,
     setup: Setup,
     files: BundleFiles,
+    /// As signed: serving knows only what clients see of it.
+    manifest: Manifest,
 }
 
 /// By slot.
@@ -31,8 +33,14 @@ struct Running {
 pub(super) struct RunningEngines(Mutex<BTreeMap<SlotName, Running>>);
 
 impl RunningEngines {
-    pub(super) fn set(&self, slot: &SlotName, digest: BundleDigest, setup: Setup, files: BundleFiles) {
-        self.0.lock().insert(slot.clone(), Running { digest, setup, files });
+    pub(super) fn set(
+        &self,
+        slot: &SlotName,
+        digest: BundleDigest,
+        setup: Setup,
+        (files, manifest): (BundleFiles, Manifest),
+    ) {
+        self.0.lock().insert(slot.clone(), Running { digest, setup, files, manifest });
     }
     pub(super) fn remove(&self, slot: &SlotName) {
         self.0.lock().remove(slot);
@@ -102,7 +110,7 @@ async fn again(host: &ServingHost, active: &Active) {
     let Some(running) = host.engines().get(&served.slot).filter(|r| r.digest == served.digest) else {
         return;
     };
-    let (chooser, manifest) = (host.chooser().clone(), served.manifest.clone());
+    let (chooser, manifest) = (host.chooser().clone(), running.manifest.clone());
     let files = probe::BundleFiles {
         manifest: running.files.manifest_path.clone(),
         blobs: running.files.blobs_dir.clone(),
@@ -124,10 +132,10 @@ async fn again(host: &ServingHost, active: &Active) {
     if !now.is_some_and(|now| now.served.digest == served.digest && now.served.attempt == served.attempt) {
         return; // the updater was faster
     }
-    match host.load(&running.files, &served.manifest, served.digest).await {
+    match host.load(&running.files, &running.manifest, served.digest).await {
         Ok(Chosen { model, setup }) => {
             tracing::info!(slot = %served.slot, from = %running.setup, to = %setup, "switching the engine");
-            host.engines().set(&served.slot, served.digest, setup, running.files);
+            host.engines().set(&served.slot, served.digest, setup, (running.files, running.manifest));
             host.slots().activate(Arc::new(ServedBundle {
                 slot: served.slot.clone(),
                 bundle: served.bundle.clone(),

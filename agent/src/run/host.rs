@@ -70,6 +70,11 @@ fn refusal(manifest: &Manifest, code: RefusalCode, message: String) -> Refusal {
     }
 }
 
+/// What serving works with: the model and the steps around it are one, and its interface is what clients see.
+fn seen_by_clients(manifest: Manifest) -> Manifest {
+    Manifest { interface: manifest.external(), ..manifest }
+}
+
 impl ServingHost {
     pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, chooser: Arc<EngineChooser>) -> Self {
         Self {
@@ -139,7 +144,7 @@ impl Host for ServingHost {
             _ => {
                 let anonymous = health::anonymous_bytes();
                 let Chosen { model, setup } = self.load(&files, &manifest, digest).await?;
-                self.engines.set(slot, digest, setup, files);
+                self.engines.set(slot, digest, setup, (files, manifest.clone()));
                 let former_p95_ms = active.and_then(|active| health::p95_ms(&active.stats.totals()));
                 let loads = self.loads.load(Ordering::Relaxed);
                 self.before.lock().insert(slot.clone(), Before { digest, anonymous, loads, former_p95_ms });
@@ -147,6 +152,7 @@ impl Host for ServingHost {
             }
         };
         tracing::info!(%slot, bundle = %name, %attempt, "serving");
+        let manifest = seen_by_clients(manifest);
         let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
         self.slots.activate(Arc::new(served));
         Ok(())
@@ -195,6 +201,7 @@ impl Host for ServingHost {
             Err(_) => return Err(failed(format!("the engine panicked while it loaded `{name}`"))),
         };
         tracing::info!(%slot, bundle = %name, %attempt, "running in the shadow");
+        let manifest = seen_by_clients(manifest);
         let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
         let shadow = Shadow::beside(&self.monitor, &active, Arc::new(served), settings);
         if !self.slots.set_shadow(slot, Some((shadow.clone(), active.served.digest))) {

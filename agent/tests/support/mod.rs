@@ -10,7 +10,7 @@ use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{
         Artifact, BlobRef, Compat, GoldenRef, GoldenSample, Interface, Limits, Manifest, ModelCard,
-        Precision, TensorSpec,
+        PipelineSpec, Precision, TensorSpec,
     },
     digest::BlobDigest,
     tensor::{Datatype, Tensor},
@@ -96,6 +96,8 @@ pub fn golden(folder: &Path) -> Vec<(String, GoldenSample)> {
 pub struct Source {
     pub model: Vec<u8>,
     pub interface: Interface,
+    pub pipeline: Option<PipelineSpec>,
+    pub labels: Vec<String>,
     pub golden: Vec<(String, GoldenSample)>,
     pub limits: Limits,
     pub targets: Vec<String>,
@@ -111,6 +113,8 @@ impl Source {
         Self {
             model: std::fs::read(folder.join("model.onnx")).unwrap(),
             interface: Interface { inputs: specs("input"), outputs: specs("output") },
+            pipeline: None,
+            labels: vec![],
             golden: golden(&folder.join("golden")),
             limits,
             targets: vec![],
@@ -150,9 +154,8 @@ impl Source {
             }],
             interface: self.interface.clone(),
             prediction: None,
-            labels: vec![],
-            preprocess: vec![],
-            postprocess: vec![],
+            labels: self.labels.clone(),
+            pipeline: self.pipeline.clone(),
             golden: self
                 .golden
                 .iter()

@@ -1,9 +1,10 @@
 //! Golden samples as people write them: JSON in the form of the Open Inference Protocol.
 //!
 //! `{"inputs":[{name,datatype,shape,data}],"outputs":[...],"rtol":1e-3,"atol":1e-4}`; `data` is flat or
-//! nested, numbers for numeric types, `true`/`false` for BOOL, strings for BYTES. The two tolerances
-//! are optional and override those of `bundle.toml`.
+//! nested, numbers for numeric types, `true`/`false` for BOOL, strings or `{"base64": "..."}` for BYTES. The
+//! two tolerances are optional and override those of `bundle.toml`.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{GoldenSample, Interface, TensorSpec},
@@ -154,9 +155,14 @@ fn encode(datatype: Datatype, value: &Value, out: &mut Vec<u8>) -> Option<()> {
         Datatype::Fp32 => out.extend((float()? as f32).to_le_bytes()),
         Datatype::Fp64 => out.extend(float()?.to_le_bytes()),
         Datatype::Bytes => {
-            let text = value.as_str()?;
-            out.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
-            out.extend(text.as_bytes());
+            let bytes = match value {
+                Value::Object(object) if object.len() == 1 => {
+                    BASE64.decode(object.get("base64")?.as_str()?).ok()?
+                }
+                text => text.as_str()?.as_bytes().to_vec(),
+            };
+            out.extend(u32::try_from(bytes.len()).ok()?.to_le_bytes());
+            out.extend(bytes);
         }
     }
     Some(())
@@ -192,6 +198,7 @@ mod tests {
             (Datatype::Bf16, "[1.0,-2]", &[0x80, 0x3f, 0, 0xc0]),
             (Datatype::Fp32, "[[1.0],[0.5]]", &[0, 0, 0x80, 0x3f, 0, 0, 0, 0x3f]),
             (Datatype::Bytes, r#"["a","bc"]"#, b"\x01\0\0\0a\x02\0\0\0bc"),
+            (Datatype::Bytes, r#"["a",{"base64":"/9g="}]"#, b"\x01\0\0\0a\x02\0\0\0\xff\xd8"),
         ] {
             let golden = read(datatype, "[2]", data).unwrap();
             assert_eq!(&golden.sample.inputs[0].data()[..], bytes, "{datatype}");
@@ -208,6 +215,7 @@ mod tests {
             (Datatype::Uint8, "[2]", "[1,1.5]", "inputs[0].data[1]"),
             (Datatype::Bool, "[1]", "[1]", "inputs[0].data[0]"),
             (Datatype::Bytes, "[1]", "[1]", "inputs[0].data[0]"),
+            (Datatype::Bytes, "[1]", r#"[{"base64":"?"}]"#, "inputs[0].data[0]"),
             (Datatype::Fp32, "[3]", "[1,2]", "inputs[0].data"),
             (Datatype::Fp32, "[1,2]", "[1,2]", "inputs[0].shape"),
         ] {

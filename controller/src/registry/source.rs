@@ -9,8 +9,8 @@ use super::{
     toml_reader::{Reader, Table},
 };
 use edgefleet_shared::bundle::{
-    Compat, GoldenSample, Interface, Limits, ModelCard, Precision, Prediction, TensorSpec,
-    manifest::MAX_BLOB_BYTES,
+    Compat, GoldenSample, Interface, Limits, ModelCard, PipelineSpec, Precision, Prediction, TensorSpec,
+    manifest::{MAX_BLOB_BYTES, MAX_MANIFEST_BYTES},
 };
 use edgefleet_shared::tensor::Datatype;
 use std::{
@@ -34,6 +34,7 @@ pub struct BundleSource {
     pub card: ModelCard,
     pub artifacts: Vec<ArtifactSource>,
     pub interface: Interface,
+    pub pipeline: Option<PipelineSpec>,
     pub prediction: Option<Prediction>,
     pub labels: Vec<String>,
     pub golden: Vec<GoldenSource>,
@@ -109,10 +110,16 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
     let inputs = read_specs(top.need_tables("input"));
     let outputs = read_specs(top.need_tables("output"));
     let interface = Interface { inputs, outputs };
-    let prediction = top.table("prediction").map(|table| read_prediction(table, &interface));
+    let pipeline = top.table("pipeline").and_then(|table| read_pipeline(dir, table));
+    // What clients send and get, and so what golden samples hold.
+    let external = pipeline.as_ref().map_or_else(
+        || interface.clone(),
+        |spec| Interface { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() },
+    );
+    let prediction = top.table("prediction").map(|table| read_prediction(table, &external));
     let labels = top.table("labels").map(|table| read_labels(dir, table)).unwrap_or_default();
     let golden =
-        top.need_table("golden").map(|table| read_golden(dir, table, &interface, files)).unwrap_or_default();
+        top.need_table("golden").map(|table| read_golden(dir, table, &external, files)).unwrap_or_default();
     let baseline = top.table("baseline").and_then(|table| read_baseline(dir, table));
     let limits = top.need_table("limits").and_then(read_limits);
     let lineage = top.table("lineage").map(Table::all_strings).unwrap_or_default().into_iter().collect();
@@ -126,6 +133,7 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
         card: card?,
         artifacts,
         interface,
+        pipeline,
         prediction,
         labels,
         golden,
@@ -244,6 +252,20 @@ fn read_prediction(table: Table<'_>, interface: &Interface) -> Prediction {
     }
     table.finish();
     prediction
+}
+
+/// The section of the manifest as it is, in a JSON file of its own.
+fn read_pipeline(dir: &Path, table: Table<'_>) -> Option<PipelineSpec> {
+    let bytes = read_named(dir, &table, MAX_MANIFEST_BYTES);
+    let parsed = bytes.and_then(|bytes| {
+        let parsed = serde_json::from_slice::<PipelineSpec>(&bytes);
+        parsed.map_err(|e| table.wrong("path", format!("is no pipeline: {e}"))).ok()
+    });
+    for (field, reason) in parsed.iter().flat_map(PipelineSpec::mistakes) {
+        table.wrong("path", format!("{field}: {reason}"));
+    }
+    table.finish();
+    parsed
 }
 
 fn read_labels(dir: &Path, table: Table<'_>) -> Vec<String> {

@@ -66,11 +66,7 @@ fn each_mistake_is_named_with_line_and_key() {
             "name = \"probabilities\"",
             "`output[1].name` is \"probabilities\", which is named",
         ),
-        (
-            "class = \"label\"",
-            "class = \"lable\"",
-            "`prediction.class` is \"lable\", which is no `[[output]]`",
-        ),
+        ("class = \"label\"", "class = \"lable\"", "`prediction.class` is \"lable\", which is no output"),
         ("rtol = 1e-3", "rtol = -1", "`golden.rtol` is -1, not 0 or more"),
         ("rtol = 1e-3", "rtol = nan", "`golden.rtol` is NaN, not a finite number"),
         ("dir = \"golden\"", "dir = \"silver\"", "`golden.dir` cannot be read"),
@@ -126,4 +122,43 @@ fn label_files_must_not_be_ambiguous() {
 fn a_folder_without_bundle_toml_is_an_error_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(read(dir.path()), Err(SourceError::Read { .. })));
+}
+
+/// `digits/v1` whose golden sample is what clients send around a pipeline.
+fn with_pipeline(section: &str) -> tempfile::TempDir {
+    let dir = copy();
+    let path = dir.path().join(SOURCE_FILE);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{text}\n[pipeline]\npath = \"pipeline.json\"\n")).unwrap();
+    fs::write(dir.path().join("pipeline.json"), section).unwrap();
+    dir
+}
+
+#[test]
+fn golden_samples_and_the_prediction_are_those_outside_of_the_pipeline() {
+    let tensors = r#""inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, 64]}],
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [-1]}]"#;
+    let steps = r#""pre": [{"op": "clip", "min": 0, "max": 16, "to": "image"}]"#;
+    let dir = with_pipeline(&format!("{{{tensors}, {steps}}}"));
+    let said = mistakes(dir.path()).join("\n");
+    assert!(said.contains("lacks `pixels`, which the interface has"), "{said}");
+    assert!(said.contains("`prediction.scores` is \"probabilities\", which is no output"), "{said}");
+}
+
+#[test]
+fn a_mistake_in_the_pipeline_is_named_with_its_step() {
+    for (section, said) in [
+        ("[]", "`pipeline.path` is no pipeline: invalid"),
+        (
+            r#"{"inputs": [], "outputs": [], "pre": [{"op": "blur"}]}"#,
+            "`pre` step 1 (`blur`): unknown variant",
+        ),
+        (
+            r#"{"inputs": [], "outputs": [], "pre": [{"op": "crop"}]}"#,
+            "pipeline.pre step 1 (crop): needs either",
+        ),
+    ] {
+        let wrong = mistakes(with_pipeline(section).path()).join("\n");
+        assert!(wrong.contains(said), "{wrong}\nlacks {said}");
+    }
 }

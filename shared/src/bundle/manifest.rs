@@ -1,5 +1,6 @@
 //! The manifest: names every blob of a bundle by digest and size before the first byte is fetched.
 
+use super::PipelineSpec;
 use crate::{
     digest::{BlobDigest, BundleDigest},
     ids::{BundleName, ModelName},
@@ -42,12 +43,9 @@ pub struct Manifest {
     /// Class names by index; empty if the answer is no class.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
-    /// Ordered operations around the model. No operation is defined in schema 1 yet: both lists
-    /// must be empty, so that no agent ignores a step it does not know.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub preprocess: Vec<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub postprocess: Vec<serde_json::Value>,
+    /// Ordered operations around the model; absent: clients send what the model takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PipelineSpec>,
     pub golden: Vec<GoldenRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<BlobRef>,
@@ -102,7 +100,7 @@ pub struct Artifact {
     pub targets: Vec<String>,
 }
 
-/// The tensors a client sees.
+/// The tensors of a model; what clients see, unless a pipeline stands around it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub inputs: Vec<TensorSpec>,
@@ -193,6 +191,21 @@ impl Manifest {
         BundleDigest::of(bytes)
     }
 
+    /// What clients send, golden samples included.
+    pub fn external_inputs(&self) -> &[TensorSpec] {
+        self.pipeline.as_ref().map_or(&self.interface.inputs, |pipeline| &pipeline.inputs)
+    }
+
+    /// What clients get, golden samples included; `prediction` names tensors of these.
+    pub fn external_outputs(&self) -> &[TensorSpec] {
+        self.pipeline.as_ref().map_or(&self.interface.outputs, |pipeline| &pipeline.outputs)
+    }
+
+    /// Both, as the interface that clients see.
+    pub fn external(&self) -> Interface {
+        Interface { inputs: self.external_inputs().to_vec(), outputs: self.external_outputs().to_vec() }
+    }
+
     /// Every blob the bundle needs besides the manifest, each once.
     pub fn blobs(&self) -> Vec<&BlobRef> {
         let all = self
@@ -266,14 +279,12 @@ impl Manifest {
         if !(1..=65_536).contains(&self.limits.batch_max) {
             no("limits.batch_max", format!("is {}, not 1 to 65536", self.limits.batch_max));
         }
-        for (field, ops) in [("preprocess", &self.preprocess), ("postprocess", &self.postprocess)] {
-            if !ops.is_empty() {
-                no(field, "holds an operation this version does not know".into());
-            }
+        for (field, reason) in self.pipeline.iter().flat_map(PipelineSpec::mistakes) {
+            no(&field, reason);
         }
         if let Some(prediction) = &self.prediction {
             let known = |name: &Option<String>| {
-                name.as_ref().is_none_or(|name| self.interface.outputs.iter().any(|o| o.name == *name))
+                name.as_ref().is_none_or(|name| self.external_outputs().iter().any(|o| o.name == *name))
             };
             if !known(&prediction.class) || !known(&prediction.scores) {
                 no("prediction", "names an output that the interface lacks".into());
@@ -286,6 +297,7 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::bundle::pipeline;
 
     pub(crate) fn sample() -> Manifest {
         let blob = |text: &str| BlobRef { digest: BlobDigest::of(text.as_bytes()), size: text.len() as u64 };
@@ -320,8 +332,7 @@ pub(crate) mod tests {
             },
             prediction: Some(Prediction { class: Some("label".into()), scores: None }),
             labels: (0..10).map(|n| n.to_string()).collect(),
-            preprocess: vec![],
-            postprocess: vec![],
+            pipeline: None,
             golden: vec![GoldenRef { name: "seven".into(), blob: blob("golden"), rtol: 1e-3, atol: 1e-4 }],
             baseline: None,
             limits: Limits { peak_memory_bytes: 64 << 20, p95_latency_ms: 50.0, batch_max: 32 },
@@ -344,7 +355,10 @@ pub(crate) mod tests {
         bad.golden.clear();
         bad.limits.batch_max = 0;
         bad.artifacts[0].format = "pickle".into();
-        bad.preprocess.push(serde_json::json!({"op": "decode_image"}));
+        let step =
+            pipeline::Step { op: pipeline::Op::Crop { center: None, area: None }, from: None, to: None };
+        let Interface { inputs, outputs } = bad.external();
+        bad.pipeline = Some(PipelineSpec { inputs, outputs, pre: vec![step], post: vec![] });
         let wrong = Manifest::parse(&bad.to_bytes()).unwrap_err();
         assert_eq!(wrong.len(), 5, "{wrong:?}");
     }

@@ -1,13 +1,15 @@
 //! A bundle: one signed, content-addressed version of a model and everything it needs.
 //!
-//! [`manifest`] is what the digest of a bundle covers, [`golden`] the samples that prove on each
-//! device that the model still computes what its author saw.
+//! [`manifest`] is what the digest of a bundle covers, [`pipeline`] its section on what happens around the
+//! model, [`golden`] the samples that prove on each device that it still computes what its author saw.
 
 pub mod golden;
 pub mod manifest;
+pub mod pipeline;
 
 pub use golden::{GoldenError, GoldenSample};
 pub use manifest::{
     Artifact, BlobRef, Compat, GoldenRef, Interface, Limits, Manifest, ManifestError, ModelCard, Precision,
     Prediction, TensorSpec,
 };
+pub use pipeline::PipelineSpec;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::engine::setup::EngineName;
 use edgefleet_shared::{
-    bundle::Interface,
+    bundle::{Interface, PipelineSpec},
     probe::{Confinement, EngineFacts, GoldenResult, Measured, ProbeFailure},
 };
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,8 @@ pub(super) struct Engine {
 pub(super) struct Compare {
     pub(super) contestants: Vec<(Engine, Input)>,
     pub(super) interface: Interface,
+    pub(super) pipeline: Option<PipelineSpec>,
+    pub(super) labels: Vec<String>,
     pub(super) golden: GoldenInput,
     pub(super) warm_up: usize,
     pub(super) most: usize,
@@ -62,6 +64,9 @@ pub(super) struct Test {
     pub(super) engine: Engine,
     pub(super) model: Input,
     pub(super) interface: Interface,
+    /// Golden samples are recorded outside of it.
+    pub(super) pipeline: Option<PipelineSpec>,
+    pub(super) labels: Vec<String>,
     pub(super) golden: Vec<GoldenInput>,
     pub(super) timed_runs: u32,
     pub(super) timing_budget_ms: u64,

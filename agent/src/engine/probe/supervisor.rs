@@ -156,6 +156,8 @@ fn test(
         engine: Engine { name: engine, threads },
         model,
         interface: manifest.interface.clone(),
+        pipeline: manifest.pipeline.clone(),
+        labels: manifest.labels.clone(),
         timed_runs: options.timed_runs,
         timing_budget_ms: millis(options.timing_budget),
     });
@@ -190,6 +192,8 @@ pub(super) fn compare(
     let task = Task::Compare(Compare {
         contestants,
         interface: manifest.interface.clone(),
+        pipeline: manifest.pipeline.clone(),
+        labels: manifest.labels.clone(),
         golden: opened.golden(smallest)?,
         warm_up: budget.warm_up,
         most: budget.most,

@@ -11,6 +11,7 @@ use crate::engine::{
     chooser::{Budget, Rounds},
     golden, is_out_of_memory,
     onnxruntime::{self, OnnxRuntime},
+    piped,
     setup::EngineName,
     tract::{Inspection, TractEngine},
 };
@@ -166,9 +167,12 @@ fn compare(engines: &Opened, task: &Compare) -> Result<Comparison, ProbeFailure>
     let mut models = Vec::new();
     for (engine, input) in &task.contestants {
         doing(format!("loading the model with {}", engine.name))?;
-        let loaded = read(input, "the model").and_then(|m| engines.load(*engine, m, &task.interface));
+        let loaded = read(input, "the model").and_then(|m| {
+            let (model, _) = engines.load(*engine, m, &task.interface)?;
+            piped::around(model, task.pipeline.as_ref(), &task.interface, &task.labels).map_err(refused)
+        });
         let (model, reason) = match loaded {
-            Ok((model, _)) => (Some(model), None),
+            Ok(model) => (Some(model), None),
             Err(failure) => (None, Some(failure.message)),
         };
         models.push(model);
@@ -206,6 +210,8 @@ fn run(
     let bytes = read(&test.model, "the model")?;
     let started = Instant::now();
     let (model, inspection) = engines.load(test.engine, bytes, &test.interface)?;
+    let model =
+        piped::around(model, test.pipeline.as_ref(), &test.interface, &test.labels).map_err(refused)?;
     let load = started.elapsed();
     outcome.operators = inspection.operators;
     let mut smallest: Option<Vec<Tensor>> = None;

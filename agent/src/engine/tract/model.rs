@@ -204,7 +204,9 @@ fn check_texts(tensor: &Tensor) -> Result<(), RunError> {
     match tensor.datatype() {
         Datatype::Bytes => tensors::bad_text(tensor.data()).map_or(Ok(()), |at| {
             let name = tensor.name();
-            Err(RunError::BadInput(format!("input `{name}`: element {at} is not UTF-8; engine {NAME} takes texts")))
+            Err(RunError::BadInput(format!(
+                "input `{name}`: element {at} is not UTF-8; engine {NAME} takes texts"
+            )))
         }),
         _ => Ok(()),
     }
