@@ -470,10 +470,8 @@ impl Run<'_> {
             Some(unproven) => unproven.older,
             None => std::mem::replace(&mut self.next.previous, former),
         };
-        // Going back to `previous` itself: what came before it is gone from the pair.
-        if self.next.previous.as_ref().map(|p| p.digest) == self.next.active.as_ref().map(|a| a.digest) {
-            self.next.previous = older.clone();
-        }
+        // Assigned anew, `previous` stays what it is, the last good one, until the new attempt is committed: if that
+        // one or the next fails, there is something to go back to.
         let older = older.filter(|o| self.next.previous.as_ref().is_none_or(|p| p.digest != o.digest));
         let secs = self.next.wanted.as_ref().map_or(60, |w| w.probation_secs);
         self.next.provisional = Some(Provisional {
@@ -506,6 +504,10 @@ impl Run<'_> {
             Work::Busy(_) => {}
             Work::Settled | Work::Failed(_) => {
                 if let Some(provisional) = self.next.provisional.take() {
+                    let digest = |bundle: &Option<Bundle>| bundle.as_ref().map(|bundle| bundle.digest);
+                    if digest(&self.next.previous) == digest(&self.next.active) {
+                        self.next.previous = provisional.older;
+                    }
                     self.committed(provisional.meter);
                     self.effects.extend([Effect::Report, Effect::CollectGarbage]);
                 }

@@ -183,6 +183,36 @@ fn three_failed_boots_restore_previous_without_the_network() {
     assert_eq!(slot.state.unacked.last().unwrap().refusal.as_ref().unwrap().code, RefusalCode::CrashLoop);
 }
 
+/// Found by fifty kills: each rollout took its turn before the one before had ended, one of them brought back the
+/// bundle that was committed, and after the next crash loop nothing was left to serve.
+#[test]
+fn the_last_committed_bundle_stays_to_go_back_to_while_it_is_tried_anew() {
+    for crashing in [1, 3] {
+        let mut slot = Slot::new();
+        slot.committed(1, 1).provisional(2, 2);
+        slot.desire(1, 3);
+        slot.on(Event::ReleaseChecked { ticket: slot.ticket(), release: release(1) });
+        slot.on(Event::Switched { ticket: slot.ticket() });
+        assert_eq!((slot.active(), slot.state.phase()), (Some(1), Phase::Probation));
+        if crashing == 3 {
+            slot.provisional(3, 4);
+        }
+        for _ in 0..4 {
+            slot.on(Event::Started);
+        }
+        assert_eq!((slot.active(), slot.state.phase()), (Some(1), Phase::RolledBackLocal), "{crashing}");
+        assert!(slot.state.provisional.is_none());
+    }
+    // Once it is committed anew, the pair is two bundles again.
+    let mut slot = Slot::new();
+    slot.committed(1, 1).committed(2, 2).provisional(3, 3);
+    slot.desire(2, 4);
+    slot.on(Event::ReleaseChecked { ticket: slot.ticket(), release: release(2) });
+    slot.on(Event::Switched { ticket: slot.ticket() });
+    slot.on(Event::TimerFired { ticket: slot.ticket() });
+    assert_eq!((slot.active(), slot.previous(), slot.state.phase()), (Some(2), Some(1), Phase::Committed));
+}
+
 #[test]
 fn orderly_restarts_are_no_failed_boots() {
     let mut slot = Slot::new();
