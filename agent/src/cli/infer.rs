@@ -9,7 +9,7 @@ use crate::{
         setup::{Pattern, Setup},
         subject::Subject,
     },
-    serving::oip::{InferRequest, json::write_data},
+    serving::oip::{InferRequest, NoMemory, json::write_data},
 };
 use bytes::Bytes;
 use clap::Args;
@@ -83,8 +83,9 @@ fn inputs(given: &[String], subject: &Subject) -> Result<(Vec<Tensor>, Option<Ve
         read(Path::new(path)).map_err(|e| Failure::new(&format!("could not read {path}"), e.into()))
     };
     if arrays == 0 && given.len() == 1 {
-        let request = InferRequest::parse(load(&given[0])?, None, &subject.interface, subject.batch_max)
-            .map_err(|e| Failure::new("the input does not fit the model", e.into()))?;
+        let request =
+            InferRequest::parse(load(&given[0])?, None, &subject.interface, subject.batch_max, &mut NoMemory)
+                .map_err(|e| Failure::new("the input does not fit the model", e.into()))?;
         let wanted = request.outputs.into_iter().map(|output| output.name).collect();
         return Ok((request.inputs, Some(wanted)));
     }

@@ -78,6 +78,9 @@ pub fn check_word(what: &'static str, text: &str) -> Result<(), LabelError> {
     if ok { Ok(()) } else { Err(LabelError::Form { what, text: text.chars().take(80).collect() }) }
 }
 
+/// Engines kept of those a device claims to have.
+const MAX_ENGINES: usize = 8;
+
 /// Facts with every text cut to 128 bytes and freed of control characters: they are claims of a stranger and
 /// end up in tables and logs.
 pub fn tame(facts: Facts) -> Facts {
@@ -97,6 +100,7 @@ pub fn tame(facts: Facts) -> Facts {
         memory_bytes: facts.memory_bytes,
         hardware: cut(facts.hardware),
         hostname: cut(facts.hostname),
+        engines: facts.engines.into_iter().take(MAX_ENGINES).map(cut).collect(),
     }
 }
 

@@ -43,6 +43,18 @@ pub trait Memory {
     fn write(&mut self, place: &Place, data: &[u8]) -> Result<(), OipError>;
 }
 
+/// Where there is none.
+pub struct NoMemory;
+
+impl Memory for NoMemory {
+    fn read(&mut self, place: &Place) -> Result<Bytes, OipError> {
+        bad(format!("there is no shared memory `{}` here", place.region))
+    }
+    fn write(&mut self, place: &Place, _: &[u8]) -> Result<(), OipError> {
+        bad(format!("there is no shared memory `{}` here", place.region))
+    }
+}
+
 pub(super) fn bad<T>(message: String) -> Result<T, OipError> {
     Err(OipError::Bad(message))
 }

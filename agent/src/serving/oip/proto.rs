@@ -274,20 +274,10 @@ impl ProtoResponse<'_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
+mod tests {
+    use super::{super::NoMemory, *};
     use edgefleet_shared::{bundle::TensorSpec, tensor::Datatype};
     use proptest::prelude::*;
-
-    pub(in super::super) struct NoMemory;
-    impl Memory for NoMemory {
-        fn read(&mut self, place: &super::super::Place) -> Result<Bytes, OipError> {
-            bad(format!("no region {}", place.region))
-        }
-        fn write(&mut self, place: &super::super::Place, _: &[u8]) -> Result<(), OipError> {
-            bad(format!("no region {}", place.region))
-        }
-    }
 
     fn interface() -> Interface {
         let spec =

@@ -1,5 +1,5 @@
 use super::{json::parse_data, json::write_data, *};
-use crate::serving::oip::proto::tests::NoMemory;
+use crate::serving::oip::NoMemory;
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{Interface, TensorSpec},
