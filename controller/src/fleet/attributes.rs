@@ -177,6 +177,7 @@ mod tests {
             memory_bytes: 1,
             hardware: "1".into(),
             hostname: "1".into(),
+            engines: vec!["1".into()],
         };
         let id: DeviceId = "dev-1".parse().unwrap();
         let all = attributes(&id, "n", "enrolled", true, &Labels::new(), &facts);
