@@ -54,8 +54,7 @@ pub struct Picked {
 }
 
 impl Tokens {
-    pub fn new(plan: &Plan, now: Timestamp) -> Self {
-        let _ = plan;
+    pub fn new(now: Timestamp) -> Self {
         Self { credit: 1.0, updated: now, successes: 0, blocked_until: None, day: now, bytes: 0 }
     }
 

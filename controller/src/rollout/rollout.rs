@@ -236,7 +236,7 @@ impl Rollout {
             seq,
             release,
             stages: stages.collect(),
-            tokens: Tokens::new(&plan, now),
+            tokens: Tokens::new(now),
             plan,
             seed,
             slow_us: None,

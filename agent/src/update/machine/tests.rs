@@ -263,7 +263,9 @@ fn a_wish_during_the_swap_waits_for_its_end() {
     assert_eq!((slot.active(), slot.state.phase()), (Some(2), Phase::Fetching));
     slot.on(Event::ReleaseChecked { ticket: slot.ticket(), release: release(1) });
     slot.on(Event::Switched { ticket: slot.ticket() });
-    assert_eq!((slot.active(), slot.previous()), (Some(1), None), "2 was never committed");
+    assert_eq!((slot.active(), slot.previous()), (Some(1), Some(1)), "2 was never committed");
+    slot.on(Event::TimerFired { ticket: slot.ticket() });
+    assert_eq!((slot.active(), slot.previous()), (Some(1), None));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::super::{
     handout::CHUNK,
     plan::Mode,
     rollout::{Rollout, State, SweepKind},
-    stage::Bucket,
+    stage::{Bucket, StageProgress},
     verdict::{Decision, Rule},
 };
 use edgefleet_shared::time::Timestamp;
@@ -121,24 +121,25 @@ impl Rollout {
     /// With `spread`: how many turns are due by now beyond those given, so that the k-th of n falls to
     /// k/n of the time. Never before its time, whatever the rate.
     fn due_by_spread(&self, at: usize, now: Timestamp) -> Option<u64> {
-        let (plan, stage) = self.plan.stages.get(at).zip(self.stages.get(at))?;
-        let spread = self.plan.wait(plan.spread?).as_millis().max(1);
-        let waiting = stage.counts.get(Bucket::Planned) + stage.counts.get(Bucket::Held);
-        let all = u128::from(stage.handed_out + waiting);
+        let (stage, spread, all) = self.spread_of(at)?;
         let passed = now.since(stage.opened.unwrap_or(now)).as_millis().min(spread);
         let due = (all * passed / spread + 1).min(all);
         Some(u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(stage.handed_out))
     }
 
+    /// A stage, milliseconds its turns are spread over, and how many there are. `None` without `spread`.
+    fn spread_of(&self, at: usize) -> Option<(&StageProgress, u128, u128)> {
+        let (plan, stage) = self.plan.stages.get(at).zip(self.stages.get(at))?;
+        let spread = self.plan.wait(plan.spread?).as_millis().max(1);
+        let waiting = stage.counts.get(Bucket::Planned) + stage.counts.get(Bucket::Held);
+        Some((stage, spread, u128::from(stage.handed_out + waiting)))
+    }
+
     /// When the next turn of the open stage is due by its `spread`; long ago without one.
     pub(super) fn next_by_spread(&self, now: Timestamp) -> Timestamp {
         let spread = |piece: Piece| {
-            let at = usize::from(piece.stage);
-            let (plan, stage) = self.plan.stages.get(at).zip(self.stages.get(at)).filter(|_| !piece.again)?;
-            let spread = self.plan.wait(plan.spread?).as_millis().max(1);
-            let waiting = stage.counts.get(Bucket::Planned) + stage.counts.get(Bucket::Held);
-            let all = u128::from(stage.handed_out + waiting).max(1);
-            let passed = (u128::from(stage.handed_out) * spread).div_ceil(all);
+            let (stage, spread, all) = self.spread_of(usize::from(piece.stage)).filter(|_| !piece.again)?;
+            let passed = (u128::from(stage.handed_out) * spread).div_ceil(all.max(1));
             let passed = Duration::from_millis(u64::try_from(passed).unwrap_or(u64::MAX));
             Some(stage.opened.unwrap_or(now) + passed)
         };

@@ -82,7 +82,7 @@ fn between_two_turns_of_a_spread_nobody_is_woken_beyond_the_minutely_look() {
 
 #[test]
 fn a_late_tick_makes_no_wave() {
-    let mut tokens = Tokens::new(&Plan::new("d".parse().unwrap(), "d@1".parse().unwrap()), Timestamp::EPOCH);
+    let mut tokens = Tokens::new(Timestamp::EPOCH);
     tokens.earn(60.0, Timestamp::from_secs(3_600));
     assert!(tokens.credit <= 6.0, "{}", tokens.credit);
 }
@@ -90,7 +90,7 @@ fn a_late_tick_makes_no_wave() {
 #[test]
 fn the_rate_doubles_with_every_thousand_successes_up_to_its_cap() {
     let plan = Plan::new("d".parse().unwrap(), "d@1".parse().unwrap());
-    let mut tokens = Tokens::new(&plan, Timestamp::EPOCH);
+    let mut tokens = Tokens::new(Timestamp::EPOCH);
     for (successes, rate) in
         [(0, 50.0), (999, 50.0), (1_000, 100.0), (3_500, 400.0), (5_000, 1_000.0), (u64::MAX, 1_000.0)]
     {
