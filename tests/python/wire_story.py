@@ -51,10 +51,7 @@ class Http:
 
     def __init__(self, name, url):
         self.name, self.url = name, url
-        # For a socket file gRPC would name the device by its path with `%2F`, which HTTP/2 servers refuse.
-        args = [("grpc.default_authority", "localhost")]
-        self.more = {"channel_args": args} if url.startswith("unix:") else {}
-        self.client = None if self.is_async else self.module.InferenceServerClient(url=url, **self.more)
+        self.client = None if self.is_async else self.module.InferenceServerClient(url=url)
 
     def ask(self, method, *args, **kwargs):
         if not self.is_async:
@@ -104,6 +101,7 @@ class Story:
         self.all = [self.http, HttpAio("http.aio", arguments.http), self.grpc, GrpcAio("grpc.aio", arguments.grpc)]
         # One socket file speaks both; of the stock clients only those of gRPC can be told to use it.
         self.all.append(Grpc("grpc, socket file", f"unix:{arguments.socket}"))
+        self.all.append(GrpcAio("grpc.aio, socket file", f"unix:{arguments.socket}"))
         # Every port speaks both too.
         self.all.append(Grpc("grpc on the port of http", arguments.http))
 
@@ -322,7 +320,7 @@ def shared_memory_in_and_out(story):
 
 def a_stream_in_order(story):
     for way in (story.grpc, story.all[4]):
-        with triton_grpc.InferenceServerClient(way.url, **way.more) as client:
+        with triton_grpc.InferenceServerClient(way.url) as client:
             answers = queue.Queue()
             client.start_stream(lambda result, error: answers.put((result, error)))
             for n in range(200):

@@ -3,6 +3,7 @@
 //! Every listener takes HTTP/1 and, told by its first bytes, HTTP/2 for gRPC; so one socket file serves both, and so
 //! does every port.
 
+mod authority;
 mod socket;
 mod stream;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A connection, whatever it runs over, and which protocol it speaks.
 
+use super::authority::Authority;
 use bytes::{Buf, Bytes};
 use std::{
     io::{self, IoSlice},
@@ -27,6 +28,8 @@ pub(super) enum Io {
 pub(super) struct Stream {
     first: Bytes,
     io: Io,
+    /// HTTP/2 over a socket file.
+    authority: Option<Authority>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,9 @@ impl Stream {
             }
         };
         let protocol = tokio::time::timeout(patience, telling).await.ok()??;
-        Some((Self { first: Bytes::copy_from_slice(&first[..filled]), io }, protocol))
+        let by_file = matches!((&io, protocol), (Io::Unix(_), Protocol::Http2));
+        let authority = by_file.then(Authority::new);
+        Some((Self { first: Bytes::copy_from_slice(&first[..filled]), io, authority }, protocol))
     }
 }
 
@@ -90,7 +95,12 @@ impl AsyncRead for Stream {
             self.first.advance(taken);
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if let Some(authority) = &mut self.authority {
+            authority.pass(&mut buffer.filled_mut()[before..]);
+        }
+        read
     }
 }
 
