@@ -73,6 +73,9 @@ pub struct BuildArgs {
     /// The edgefleet-agent that checks; without it, looked for beside this program and in PATH
     #[arg(long, value_name = "FILE", env = "EDGEFLEET_AGENT_BIN")]
     pub agent_bin: Option<PathBuf>,
+    /// A libonnxruntime.so to check with too; the bundle passes if one engine takes it
+    #[arg(long, value_name = "FILE", env = "EDGEFLEET_ORT_LIB")]
+    pub ort_lib: Option<PathBuf>,
     /// Build only; the push will be checked all the same
     #[arg(long)]
     pub no_probe: bool,
@@ -153,7 +156,7 @@ async fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
     let verdict = if args.no_probe {
         None
     } else {
-        let probed = Prober::new(args.agent_bin).probe(&out, &built.name, built.digest).await;
+        let probed = Prober::new(args.agent_bin, args.ort_lib).probe(&out, &built.name, built.digest).await;
         Some(probed.map_err(|e| {
             Failure::from(e).hint(format!(
                 "{} was built but not checked; name the agent with --agent-bin, or build with --no-probe",

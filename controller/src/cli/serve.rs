@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// The `edgefleet-agent` program that checks pushed bundles [default: beside this program, then PATH]
     #[arg(long, value_name = "FILE", env = "EDGEFLEET_AGENT_BIN")]
     agent_bin: Option<PathBuf>,
+    /// A libonnxruntime.so: pushed bundles are checked with ONNX Runtime too, and pass if one engine takes them
+    #[arg(long, value_name = "FILE", env = "EDGEFLEET_ORT_LIB")]
+    ort_lib: Option<PathBuf>,
     /// Byte budgets for what devices fetch: `default` (100 Mbit/s in all, 4 Mbit/s for each device) or `none`
     #[arg(long, value_name = "LIMITS", env = "EDGEFLEET_LIMITS")]
     limits: Option<LimitsArg>,
@@ -117,6 +120,7 @@ impl ServeArgs {
             mqtt: self.mqtt.or(file.mqtt).unwrap_or(MQTT),
             public_url: self.public_url.or(file.public_url),
             agent_bin: self.agent_bin.or(file.agent_bin),
+            ort_lib: self.ort_lib.or(file.ort_lib),
             limits: match self.limits.or(file.limits) {
                 None | Some(LimitsArg::Default) => Limits::default(),
                 Some(LimitsArg::None) => Limits::NONE,

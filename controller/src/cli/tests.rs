@@ -42,6 +42,7 @@ impl Running {
             mqtt: local,
             public_url: None,
             agent_bin: Some(agent),
+            ort_lib: None,
             limits: Limits::default(),
             broker: BrokerChoice::Embedded,
         };

@@ -97,12 +97,14 @@ pub fn find_agent_here(given: Option<&Path>) -> Result<PathBuf, ProbeError> {
 pub struct Prober {
     /// Where the agent was asked to be; looked up anew at each probe, so that it may be installed later.
     pub agent: Option<PathBuf>,
+    /// A libonnxruntime.so to try bundles with besides tract, which is part of the agent.
+    pub library: Option<PathBuf>,
     pub limit: Duration,
 }
 
 impl Prober {
-    pub fn new(agent: Option<PathBuf>) -> Self {
-        Self { agent, limit: DEFAULT_PROBE_LIMIT }
+    pub fn new(agent: Option<PathBuf>, library: Option<PathBuf>) -> Self {
+        Self { agent, library, limit: DEFAULT_PROBE_LIMIT }
     }
 
     /// Probes the bundle folder `dir`, whose manifest names `name` and has the digest `digest`.
@@ -116,7 +118,7 @@ impl Prober {
         digest: BundleDigest,
     ) -> Result<ProbeVerdict, ProbeError> {
         let program = find_agent_here(self.agent.as_deref())?;
-        let verdict = run(&program, dir, self.limit).await?;
+        let verdict = run(&program, dir, self.library.as_deref(), self.limit).await?;
         if verdict.digest != digest || verdict.bundle != *name {
             let found = format!("{} {}", verdict.bundle, verdict.digest);
             return Err(ProbeError::OtherBundle { program, found, wanted: format!("{name} {digest}") });
@@ -125,11 +127,17 @@ impl Prober {
     }
 }
 
-async fn run(program: &Path, dir: &Path, limit: Duration) -> Result<ProbeVerdict, ProbeError> {
+async fn run(
+    program: &Path,
+    dir: &Path,
+    library: Option<&Path>,
+    limit: Duration,
+) -> Result<ProbeVerdict, ProbeError> {
     let mut command = tokio::process::Command::new(program);
     command
         .args(["probe", "--output", "json"])
         .arg(dir)
+        .args(library.iter().flat_map(|library| [OsStr::new("--ort-lib"), library.as_os_str()]))
         .env_clear()
         .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .stdin(Stdio::null())

@@ -39,7 +39,7 @@ fn bundle(dir: &Path) -> (PathBuf, BundleName, BundleDigest) {
 async fn outcome(script: &str, limit: Duration) -> Result<ProbeVerdict, ProbeError> {
     let dir = tempfile::tempdir().unwrap();
     let (out, name, digest) = bundle(dir.path());
-    let prober = Prober { agent: Some(agent(dir.path(), script)), limit };
+    let prober = Prober { agent: Some(agent(dir.path(), script)), library: None, limit };
     prober.probe(&out, &name, digest).await
 }
 
@@ -70,6 +70,19 @@ async fn a_child_that_misbehaves_is_a_typed_refusal() {
     assert!(matches!(liar, Err(ProbeError::NoVerdict { .. })));
     let another = verdict_script(true, "").replace("sha256:$digest", &format!("sha256:{}", "0".repeat(64)));
     assert!(matches!(outcome(&another, limit).await, Err(ProbeError::OtherBundle { .. })));
+}
+
+#[tokio::test]
+async fn another_engine_is_tried_where_its_library_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, name, digest) = bundle(dir.path());
+    let script = format!("[ \"$5 $6\" = '--ort-lib /opt/lib.so' ] || exit 9\n{}", verdict_script(true, ""));
+    let agent = Some(agent(dir.path(), &script));
+    let limit = Duration::from_secs(60);
+    let with = Prober { agent: agent.clone(), library: Some("/opt/lib.so".into()), limit };
+    assert!(with.probe(&out, &name, digest).await.unwrap().ok);
+    let without = Prober { agent, library: None, limit };
+    assert!(matches!(without.probe(&out, &name, digest).await, Err(ProbeError::NoVerdict { .. })));
 }
 
 #[tokio::test]

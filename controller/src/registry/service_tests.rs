@@ -42,6 +42,7 @@ impl House {
         let trust = setup::open_or_create(path, at(0)).unwrap().trust;
         let prober = Prober {
             agent: Some(path.join(crate::registry::probe::AGENT_PROGRAM)),
+            library: None,
             limit: Duration::from_secs(60),
         };
         let registry = Registry::new(RegistryParts {

@@ -242,7 +242,7 @@ fn read_prediction(table: Table<'_>, interface: &Interface) -> Prediction {
     let output = |key: &'static str| {
         let name = table.string(key)?;
         if !interface.outputs.iter().any(|spec| spec.name == name) {
-            table.wrong(key, format!("is {name:?}, which is no `[[output]]`"));
+            table.wrong(key, format!("is {name:?}, which is no output"));
         }
         Some(name.to_owned())
     };

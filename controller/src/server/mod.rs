@@ -138,7 +138,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
             audit: audit.clone(),
             blobs: blobs.clone(),
             trust: keys.trust.clone(),
-            prober: Prober::new(options.agent_bin.clone()),
+            prober: Prober::new(options.agent_bin.clone(), options.ort_lib.clone()),
             work: dir.join("work"),
         })
         .context("could not prepare the folder for checks")?,

@@ -19,6 +19,8 @@ pub struct ServeOptions {
     pub public_url: Option<String>,
     /// The agent program that checks pushed bundles; looked for if absent.
     pub agent_bin: Option<PathBuf>,
+    /// ONNX Runtime's library, if bundles are checked with it too.
+    pub ort_lib: Option<PathBuf>,
     pub limits: Limits,
     pub broker: BrokerChoice,
 }

@@ -37,6 +37,7 @@ impl Served {
             mqtt: local,
             public_url: None,
             agent_bin: None,
+            ort_lib: None,
             limits: Limits::default(),
             broker: BrokerChoice::Embedded,
         };
