@@ -83,6 +83,8 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// gRPC on a port of its own; every other listener but that of the metrics speaks it too.
     pub grpc_listen: Option<SocketAddr>,
+    /// Somebody chose it: then it must be free.
+    pub grpc_is_chosen: bool,
     /// HTTP and gRPC for other machines.
     pub remote_listen: Option<SocketAddr>,
     /// `None`: in clear text.
@@ -130,7 +132,11 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("http.host_names", "", "names clients may call this device by, separated by spaces"),
     ("http.local_token", "", "bearer token of repository load and unload; without one both are off"),
     ("http.body_limit", "16MiB", "largest request body"),
-    ("grpc.listen", "127.0.0.1:8001", "the same over gRPC; port 0 takes a free one, empty opens none"),
+    (
+        "grpc.listen",
+        "127.0.0.1:8001",
+        "the same over gRPC; port 0 takes a free one, empty opens none, as does this default if it is taken",
+    ),
     ("remote.listen", "", "HTTP and gRPC for other machines; needs TLS or a token"),
     ("remote.tls_certificate", "", "PEM file with the certificate chain of `remote.listen`"),
     ("remote.tls_key", "", "PEM file with its private key"),
@@ -413,6 +419,7 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         hardware: hardware?,
         http_listen: http_listen?,
         grpc_listen: grpc_listen?,
+        grpc_is_chosen: raw.origin("grpc.listen") != Origin::Default,
         remote_listen: remote_listen?,
         remote_tls,
         remote_token: remote_token?,

@@ -3,7 +3,7 @@
 
 use edgefleet_agent::{
     clock,
-    engine::{LoadedModel, RunError, pool::WorkerPool},
+    engine::{LoadedModel, RunError, pool::WorkerPool, setup::EngineName},
     monitor::{Moment, Monitor, MonitorClock, MonitorConfig, RecordSink, SinkError},
     serving::{
         ServedBundle, SlotTable,
@@ -79,6 +79,7 @@ fn echo(name: &str, datatype: Datatype, shape: &[i64]) -> Arc<ServedBundle> {
         bundle,
         manifest,
         model: Arc::new(Echo),
+        engine: EngineName::Tract,
     })
 }
 

@@ -8,7 +8,7 @@ mod measure;
 use anyhow::{Context, bail};
 use edgefleet_agent::{
     clock,
-    engine::{Engine, LoadedModel, pool::WorkerPool, tract::TractEngine},
+    engine::{Engine, LoadedModel, pool::WorkerPool, setup::EngineName, tract::TractEngine},
     monitor::{Moment, Monitor, MonitorClock, MonitorConfig, RecordSink, SinkError},
     serving::{
         ServedBundle, SlotTable,
@@ -60,6 +60,7 @@ fn served(manifest: Manifest, model: Arc<dyn LoadedModel>) -> anyhow::Result<Arc
         bundle,
         manifest,
         model,
+        engine: EngineName::Tract,
     }))
 }
 

@@ -143,6 +143,7 @@ async fn again(host: &ServingHost, active: &Active) {
                 attempt: served.attempt.clone(),
                 manifest: served.manifest.clone(),
                 model,
+                engine: setup.engine,
             }));
         }
         Err(refusal) => {

@@ -138,9 +138,9 @@ impl Host for ServingHost {
         let Loadable { files, manifest, name, digest, attempt } = bundle;
         let _switching = self.switching.lock().await;
         let active = self.slots.lease(slot.as_str());
-        let model = match active.as_ref().map(|active| &active.served) {
+        let (model, engine) = match active.as_ref().map(|active| &active.served) {
             Some(served) if served.digest == digest && served.attempt == attempt => return Ok(()),
-            Some(served) if served.digest == digest => served.model.clone(),
+            Some(served) if served.digest == digest => (served.model.clone(), served.engine),
             _ => {
                 let anonymous = health::anonymous_bytes();
                 let Chosen { model, setup } = self.load(&files, &manifest, digest).await?;
@@ -148,12 +148,13 @@ impl Host for ServingHost {
                 let former_p95_ms = active.and_then(|active| health::p95_ms(&active.stats.totals()));
                 let loads = self.loads.load(Ordering::Relaxed);
                 self.before.lock().insert(slot.clone(), Before { digest, anonymous, loads, former_p95_ms });
-                model
+                (model, setup.engine)
             }
         };
         tracing::info!(%slot, bundle = %name, %attempt, "serving");
         let manifest = seen_by_clients(manifest);
-        let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
+        let slot_name = slot.clone();
+        let served = ServedBundle { slot: slot_name, bundle: name, digest, attempt, manifest, model, engine };
         self.slots.activate(Arc::new(served));
         Ok(())
     }
@@ -192,17 +193,18 @@ impl Host for ServingHost {
             return Ok(());
         }
         let load = self.loading(&files, &manifest, digest);
-        let thread = shadow::spawn(move || load().map(|chosen| chosen.model));
+        let thread = shadow::spawn(load);
         let failed = |said: String| refusal(&manifest, RefusalCode::ActivationFailed, said);
         let (loaded, thread) = thread.map_err(|e| failed(format!("no thread for a shadow: {e}")))?;
-        let model = match loaded.await {
-            Ok(Ok(model)) => model,
+        let (model, engine) = match loaded.await {
+            Ok(Ok(Chosen { model, setup })) => (model, setup.engine),
             Ok(Err(e)) => return Err(refusal(&manifest, e.code, e.message)),
             Err(_) => return Err(failed(format!("the engine panicked while it loaded `{name}`"))),
         };
         tracing::info!(%slot, bundle = %name, %attempt, "running in the shadow");
         let manifest = seen_by_clients(manifest);
-        let served = ServedBundle { slot: slot.clone(), bundle: name, digest, attempt, manifest, model };
+        let slot_name = slot.clone();
+        let served = ServedBundle { slot: slot_name, bundle: name, digest, attempt, manifest, model, engine };
         let shadow = Shadow::beside(&self.monitor, &active, Arc::new(served), settings);
         if !self.slots.set_shadow(slot, Some((shadow.clone(), active.served.digest))) {
             self.monitor.retire_shadow(&shadow.recorder);

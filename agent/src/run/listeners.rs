@@ -36,9 +36,19 @@ impl Listeners {
         let mut bound = Bound { http: http_at, grpc: None, remote: None, socket: None, metrics: metrics_at };
         let mut serving = vec![Listener::from(http)];
         if let Some(address) = config.grpc_listen {
-            let (listener, at) = tcp("grpc.listen", address).await?;
-            serving.push(listener.into());
-            bound.grpc = Some(at);
+            match tcp("grpc.listen", address).await {
+                Ok((listener, at)) => {
+                    serving.push(listener.into());
+                    bound.grpc = Some(at);
+                }
+                // Nobody has chosen this port, and the other ones speak gRPC too.
+                Err(RunError::Listen { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse && !config.grpc_is_chosen =>
+                {
+                    tracing::warn!(%address, "the port for gRPC is taken; it is spoken on {http_at} all the same");
+                }
+                Err(error) => return Err(error),
+            }
         }
         if let Some(address) = config.remote_listen {
             let (listener, at) = tcp("remote.listen", address).await?;
@@ -61,4 +71,30 @@ async fn tcp(key: &'static str, address: SocketAddr) -> Result<(TcpListener, Soc
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    async fn open(more: &[(&'static str, &str)]) -> Result<Listeners, RunError> {
+        let free = [("http.listen", "127.0.0.1:0"), ("metrics.listen", "127.0.0.1:0")];
+        let flags = free.iter().chain(more).map(|(key, value)| (*key, (*value).to_owned()));
+        Listeners::open(&config::load(None, [], flags).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nobody_chose_may_be_taken_and_one_that_was_chosen_may_not() {
+        let default = config::load(None, [], []).unwrap().grpc_listen.unwrap();
+        // Whoever has it: it is taken.
+        let _taken = TcpListener::bind(default).await;
+        let opened = open(&[]).await.unwrap();
+        assert_eq!((opened.serving.len(), opened.bound.grpc), (1, None));
+        let refused = open(&[("grpc.listen", &default.to_string())]).await.err().unwrap();
+        assert!(matches!(&refused, RunError::Listen { key: "grpc.listen", .. }), "{refused}");
+        assert!(refused.hint().unwrap().contains("another `grpc.listen`"), "{refused:?}");
+        let opened = open(&[("grpc.listen", "127.0.0.1:0")]).await.unwrap();
+        assert!(opened.serving.len() == 2 && opened.bound.grpc.is_some());
+    }
 }

@@ -5,8 +5,16 @@ use edgefleet_shared::{bundle::TensorSpec, tensor::Datatype};
 
 pub(super) const NAME: &str = "edgefleet-agent";
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
-pub(super) const PLATFORM: &str = "onnx_onnxv1";
-pub(super) const BACKEND: &str = "tract";
+
+/// Engine and format of a model, as `onnxruntime_onnx`.
+pub(super) fn platform(active: &Active) -> String {
+    format!("{}_onnx", backend(active))
+}
+
+/// The engine that answers.
+pub(super) fn backend(active: &Active) -> &'static str {
+    active.served.engine.as_str()
+}
 
 /// Extensions of the protocol; load tools read them.
 pub(super) fn extensions(shared_memory: bool) -> Vec<&'static str> {

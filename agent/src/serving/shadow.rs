@@ -7,7 +7,7 @@
 
 use super::slots::{Active, ServedBundle};
 use crate::{
-    engine::{LoadedModel, panic_text, priority},
+    engine::{panic_text, priority},
     monitor::{
         Class, ClassReader, ErrorCode, Monitor, Outcome, RowVerdict, ShadowAnswer, ShadowRecorder, Subject,
         classes::numbers,
@@ -368,9 +368,9 @@ impl Drop for Mirror {
 ///
 /// # Errors
 /// The system refused a thread.
-pub fn spawn<E: Send + 'static>(
-    load: impl FnOnce() -> Result<Arc<dyn LoadedModel>, E> + Send + 'static,
-) -> std::io::Result<(Loaded<E>, std::sync::mpsc::Sender<Arc<Shadow>>)> {
+pub fn spawn<T: Send + 'static>(
+    load: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<(Loaded<T>, std::sync::mpsc::Sender<Arc<Shadow>>)> {
     let (loaded, model) = tokio::sync::oneshot::channel();
     let (sender, shadow) = std::sync::mpsc::channel::<Arc<Shadow>>();
     std::thread::Builder::new().name("shadow".into()).spawn(move || {
@@ -383,5 +383,5 @@ pub fn spawn<E: Send + 'static>(
     Ok((model, sender))
 }
 
-/// The loaded model, from the shadow's thread.
-pub type Loaded<E> = tokio::sync::oneshot::Receiver<Result<Arc<dyn LoadedModel>, E>>;
+/// What came of loading, from the shadow's thread.
+pub type Loaded<T> = tokio::sync::oneshot::Receiver<T>;

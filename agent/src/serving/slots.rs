@@ -3,7 +3,7 @@
 
 use super::{shadow::Shadow, stats::Stats};
 use crate::{
-    engine::LoadedModel,
+    engine::{LoadedModel, setup::EngineName},
     monitor::{ClassReader, Monitor, Recorder, Subject},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,6 +31,8 @@ pub struct ServedBundle {
     pub attempt: AttemptId,
     pub manifest: Manifest,
     pub model: Arc<dyn LoadedModel>,
+    /// What runs it.
+    pub engine: EngineName,
 }
 
 /// One activation: the bundle and what is counted about it. Requests in flight hold it.

@@ -1,7 +1,7 @@
 //! What the server and its models are, and how they have done; the numbers are the field numbers of the messages.
 
 use crate::serving::{
-    describe::{self, BACKEND, NAME, PLATFORM, VERSION},
+    describe::{self, NAME, VERSION},
     error::ApiError,
     oip::protobuf::{Fields, Writer},
     slots::Active,
@@ -65,7 +65,10 @@ pub(super) fn model(state: &ServingState, message: Bytes) -> Result<Vec<u8>, Api
     let (active, name) = found(state, message)?;
     let interface = &active.served.manifest.interface;
     let mut writer = Writer::new();
-    writer.text(1, &name).element(2, &active.served.bundle.counter.to_string()).text(3, PLATFORM);
+    writer
+        .text(1, &name)
+        .element(2, &active.served.bundle.counter.to_string())
+        .text(3, &describe::platform(&active));
     for (field, specs) in [(4, &interface.inputs), (5, &interface.outputs)] {
         for spec in specs {
             writer.message(field, |tensor| {
@@ -103,7 +106,7 @@ pub(super) fn config(state: &ServingState, message: Bytes) -> Result<Vec<u8>, Ap
     let batched = active.is_batched();
     let mut writer = Writer::new();
     writer.message(1, |config| {
-        config.text(1, &name).text(2, PLATFORM).text(17, BACKEND);
+        config.text(1, &name).text(2, &describe::platform(&active)).text(17, describe::backend(&active));
         config.message(3, |policy| {
             policy.message(3, |specific| {
                 specific.numbers(1, std::iter::once(served.bundle.counter.cast_signed()));

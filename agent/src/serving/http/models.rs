@@ -65,7 +65,7 @@ pub(super) async fn metadata(
     Ok(Json(json!({
         "name": path.model,
         "versions": [served.bundle.counter.to_string()],
-        "platform": describe::PLATFORM,
+        "platform": describe::platform(&active),
         "inputs": tensors(&served.manifest.interface.inputs),
         "outputs": tensors(&served.manifest.interface.outputs),
         "parameters": {
@@ -97,8 +97,8 @@ pub(super) async fn config(
     };
     Ok(Json(json!({
         "name": path.model,
-        "platform": describe::PLATFORM,
-        "backend": describe::BACKEND,
+        "platform": describe::platform(&active),
+        "backend": describe::backend(&active),
         "version_policy": {"specific": {"versions": [active.served.bundle.counter]}},
         "max_batch_size": describe::max_batch(&active),
         "input": tensors(&interface.inputs),

@@ -9,7 +9,7 @@ mod swap;
 
 use super::*;
 use crate::{
-    engine::{LoadedModel, RunError, pool::WorkerPool},
+    engine::{LoadedModel, RunError, pool::WorkerPool, setup::EngineName},
     monitor::{Moment, Monitor, MonitorClock, MonitorConfig, RecordSink, SinkError},
     serving::slots::{ServedBundle, SlotTable},
 };
@@ -114,6 +114,7 @@ pub(in crate::serving) fn bundle(manifest: Manifest, model: Arc<dyn LoadedModel>
         bundle,
         manifest,
         model,
+        engine: EngineName::Tract,
     })
 }
 

@@ -18,8 +18,8 @@ use std::{path::Path, sync::mpsc};
 async fn beside(server: &Server, candidate: Arc<ServedBundle>, settings: ShadowSettings) -> Arc<Shadow> {
     let active = server.state.slots().lease(candidate.slot.as_str()).unwrap();
     let model = candidate.model.clone();
-    let (loaded, thread) = shadow::spawn(move || Ok::<_, ()>(model)).unwrap();
-    loaded.await.unwrap().unwrap();
+    let (loaded, thread) = shadow::spawn(move || model).unwrap();
+    loaded.await.unwrap();
     let slot = candidate.slot.clone();
     let shadow = Shadow::beside(&server.monitor, &active, candidate, settings);
     assert!(server.state.slots().set_shadow(&slot, Some((shadow.clone(), active.served.digest))));
