@@ -288,9 +288,14 @@ async fn an_impossible_generation_is_a_finding_and_a_possible_one_is_gone_beyond
     assert_eq!(bench.findings.of(&devices[0])[0].code, FindingCode::ImpossibleGeneration);
     assert_eq!(bench.findings.of(&devices[1])[0].code, FindingCode::ControllerStateBehind);
     assert_eq!((bench.generation(&devices[0]).await, bench.generation(&devices[1]).await), (1, 41));
-    // Resolved, and the device was set right: it obeys again.
-    bench.hand_out.states().believe(&devices[0]).await.expect("believed");
+    // The device was set right, and then the finding resolved: it obeys again. In the other order a change in
+    // between would meet the old claim.
     bench.events.send(report(&devices[0], 0, "y")).await.expect("the loop runs");
+    until("the right claim is heard", || async {
+        bench.test.fleet.device(&devices[0]).is_ok_and(|known| known.status.facts.cpu == "y")
+    })
+    .await;
+    bench.hand_out.states().believe(&devices[0]).await.expect("believed");
     bench.assign(true, "digits@2", "r-2").await;
     until("it goes on", || async { bench.generation(&devices[0]).await == 2 }).await;
     bench.stop().await;
