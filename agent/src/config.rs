@@ -108,6 +108,12 @@ pub struct Config {
     pub threads: usize,
     /// Requests that may wait for a thread.
     pub queue: usize,
+    /// Most rows of requests that run together; 1 runs each alone.
+    pub batch: usize,
+    /// Longest time that the first of them waits for others.
+    pub batch_delay: Duration,
+    /// Bytes of answers remembered for inputs that come again.
+    pub cache: u64,
     /// Beyond the peak a bundle declares.
     pub probe_memory_headroom: u64,
     pub probe_timeout: Duration,
@@ -147,6 +153,9 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("serving.shared_memory", "true", "take tensors through /dev/shm from programs on this machine"),
     ("serving.threads", "0", "inference threads, 0 is one per core"),
     ("serving.queue", "64", "requests that may wait for an inference thread"),
+    ("serving.batch", "1", "most rows of requests that run together, for models with a free first dimension"),
+    ("serving.batch_delay", "0s", "longest time that a request waits for others to run with"),
+    ("serving.cache", "0B", "memory for answers to inputs that come again; only for models without chance"),
     ("probe.memory_headroom", "32MiB", "memory a bundle under test may use beyond its declared peak"),
     ("probe.timeout", "60s", "time a bundle under test may take"),
     ("probe.runner", "", "program and arguments to start the test with, such as `qemu-aarch64`"),
@@ -386,6 +395,11 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     let body_limit = raw.take("http.body_limit", wrong, |text| bytes_within(text, 1024, 1 << 30));
     let threads = raw.take("serving.threads", wrong, |text| number_within(text, 0, 1024));
     let queue = raw.take("serving.queue", wrong, |text| number_within(text, 1, 100_000));
+    let batch = raw.take("serving.batch", wrong, |text| number_within(text, 1, 4096));
+    let batch_delay = raw.take("serving.batch_delay", wrong, |text| {
+        duration_within(text, Duration::ZERO, Duration::from_secs(1))
+    });
+    let cache = raw.take("serving.cache", wrong, |text| bytes_within(text, 0, 1 << 34));
     let probe_memory_headroom =
         raw.take("probe.memory_headroom", wrong, |text| bytes_within(text, 1 << 20, 1 << 40));
     let probe_runner =
@@ -433,6 +447,9 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         body_limit: usize::try_from(body_limit?).ok()?,
         threads: threads?,
         queue: queue?,
+        batch: batch?,
+        batch_delay: batch_delay?,
+        cache: cache?,
         probe_memory_headroom: probe_memory_headroom?,
         probe_timeout: probe_timeout?,
         probe_runner: probe_runner?,

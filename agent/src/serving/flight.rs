@@ -1,7 +1,9 @@
 //! One inference from tensors to tensors, whichever way it came: counted, run in the pool, mirrored to the shadow.
 
 use super::{
+    cache::Key,
     error::ApiError,
+    oip::Urgency,
     shadow::{ActiveAnswer, Mirror},
     slots::Active,
     state::ServingState,
@@ -10,16 +12,13 @@ use super::{
 use crate::{
     engine::{
         RunError,
-        pool::{Answer, PoolError},
+        pool::{Answer, Order, PoolError},
     },
     monitor::{Class, ErrorCode, Observation, Outcome},
 };
 use axum::http::StatusCode;
 use edgefleet_shared::tensor::Tensor;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 /// One request in the counts, whatever becomes of it: a client that goes away drops it early.
 pub(super) struct InFlight {
@@ -46,15 +45,15 @@ impl InFlight {
         }
     }
 
-    /// Runs the model and tells monitor and shadow of it. `timeout` counts from the start of the request; after it
-    /// nobody waits any more, and a request still in the queue is dropped.
+    /// Runs the model, or remembers what it said, and tells monitor and shadow of it. The timeout counts from the
+    /// start of the request; after it nobody waits any more, and a request still in the queue is dropped.
     ///
     /// # Errors
     /// With what is to be counted.
     pub(super) async fn compute(
         &mut self,
         inputs: Vec<Tensor>,
-        timeout: Option<Duration>,
+        Urgency { timeout, priority }: Urgency,
     ) -> Result<Answered, Failed> {
         let (active, state) = (self.active.clone(), self.state.clone());
         self.rows = rows(&active, &inputs);
@@ -69,17 +68,38 @@ impl InFlight {
         if deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(too_late());
         }
-        let mirror = active.shadow().and_then(|shadow| shadow.admit(&inputs, self.rows));
-        let running = state.0.pool.run(active.served.model.clone(), inputs);
-        let answer = match deadline {
-            None => running.await,
-            Some(at) => match tokio::time::timeout_at(at.into(), running).await {
-                Ok(answer) => answer,
-                Err(_) => return Err(too_late()),
-            },
+        let mut mirror = None;
+        let asked = Instant::now();
+        let cache = state.0.cache.as_ref().map(|cache| (cache, Key::of(&active.served.digest, &inputs)));
+        let known = cache.as_ref().and_then(|(cache, key)| cache.get(key));
+        self.spent.cache = cache.is_some().then(|| (known.is_some(), asked.elapsed()));
+        let outputs = match known {
+            Some(outputs) => outputs,
+            None => {
+                mirror = active.shadow().and_then(|shadow| shadow.admit(&inputs, self.rows));
+                let batching = active.batching(&state.0.config);
+                let order = Order { priority, deadline, batching, rows: 0 };
+                let running = state.0.pool.run_as(order, active.served.model.clone(), inputs);
+                let answer = match deadline {
+                    None => running.await,
+                    Some(at) => match tokio::time::timeout_at(at.into(), running).await {
+                        Ok(answer) => answer,
+                        Err(_) => return Err(too_late()),
+                    },
+                };
+                let answer = answer.map_err(|error| match error {
+                    PoolError::TooLate => too_late(),
+                    error => not_run(error),
+                })?;
+                let Answer { outputs, queue, infer, shared_rows, leads } = answer;
+                (self.spent.queue, self.spent.infer) = (queue, infer);
+                (self.spent.shared_rows, self.spent.is_shared) = (shared_rows as u64, !leads);
+                if let Some((cache, key)) = cache {
+                    cache.put(key, &outputs);
+                }
+                outputs
+            }
         };
-        let Answer { outputs, queue, infer } = answer.map_err(not_run)?;
-        (self.spent.queue, self.spent.infer) = (queue, infer);
         if let Some(reader) = &active.classes {
             self.classes = reader.read(&outputs);
         }
@@ -144,7 +164,7 @@ fn not_run(error: PoolError) -> Failed {
         PoolError::QueueFull { retry_after, .. } => {
             (Outcome::Rejected, ApiError::busy(error.to_string(), retry_after))
         }
-        PoolError::Stopped => {
+        PoolError::TooLate | PoolError::Stopped => {
             let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             (Outcome::Failed(ErrorCode::Stopped), error)
         }

@@ -2,9 +2,10 @@
 //!
 //! [`slots`] says which bundle answers, [`shadow`] runs a candidate beside it, [`oip`] turns bytes into tensors and
 //! back (pure). The rest is the shell: [`listen`] takes connections on addresses and socket files, [`http`] and
-//! `grpc` read and write their protocol, `flight` runs and counts what both ask for, `shm` holds shared memory.
+//! `grpc` read and write their protocol, `flight` runs and counts what both ask for, `cache` remembers answers, `shm` holds shared memory.
 
 mod budget;
+mod cache;
 mod describe;
 mod error;
 mod flight;

@@ -1,9 +1,9 @@
 //! Which bundle answers for each slot. Switching is one pointer swap: a request keeps the bundle it
 //! began with, so none is dropped, delayed or mixed.
 
-use super::{shadow::Shadow, stats::Stats};
+use super::{shadow::Shadow, state::ServingConfig, stats::Stats};
 use crate::{
-    engine::{LoadedModel, setup::EngineName},
+    engine::{LoadedModel, pool::Batching, setup::EngineName},
     monitor::{ClassReader, Monitor, Recorder, Subject},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -58,6 +58,11 @@ impl Active {
     }
     pub fn shadow(&self) -> Option<Arc<Shadow>> {
         self.shadow.load_full()
+    }
+    /// How requests for it may run together; `None` if one at a time.
+    pub(super) fn batching(&self, config: &ServingConfig) -> Option<Batching> {
+        let rows = config.batch_rows.min(self.served.manifest.limits.batch_max);
+        (rows > 1 && self.is_batched()).then_some(Batching { rows, delay: config.batch_delay })
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What all requests share, whichever way they come.
 
 use super::{
+    cache::Cache,
     error::ApiError,
     http::StatusProvider,
     shm::Regions,
@@ -42,6 +43,12 @@ pub struct ServingConfig {
     pub remote_token: Option<String>,
     /// Whether programs on this machine may register shared memory.
     pub shared_memory: bool,
+    /// Most rows of requests that run together; 1 runs each alone.
+    pub batch_rows: usize,
+    /// Longest time that the first of them waits for others.
+    pub batch_delay: Duration,
+    /// Answers remembered for inputs that come again; 0 remembers none.
+    pub cache_bytes: usize,
 }
 
 impl Default for ServingConfig {
@@ -58,6 +65,9 @@ impl Default for ServingConfig {
             local_token: None,
             remote_token: None,
             shared_memory: true,
+            batch_rows: 1,
+            batch_delay: Duration::ZERO,
+            cache_bytes: 0,
         }
     }
 }
@@ -73,6 +83,7 @@ pub(super) struct Shared {
     pub(super) monitor: Arc<Monitor>,
     pub(super) providers: RwLock<Vec<Arc<dyn StatusProvider>>>,
     pub(super) regions: Regions,
+    pub(super) cache: Option<Cache>,
     pub(super) ready: AtomicBool,
     pub(super) stopping: AtomicBool,
     pub(super) started: Instant,
@@ -91,9 +102,11 @@ impl ServingState {
         monitor: Arc<Monitor>,
     ) -> Self {
         let regions = Regions::new(config.shared_memory);
+        let cache = Cache::new(config.cache_bytes);
         Self(Arc::new(Shared {
             config,
             regions,
+            cache,
             slots,
             pool,
             monitor,

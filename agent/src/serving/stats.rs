@@ -22,6 +22,12 @@ pub struct Spent {
     /// Tensors to body.
     pub output: Duration,
     pub total: Duration,
+    /// Rows of other requests in the same pass.
+    pub shared_rows: u64,
+    /// The pass is counted with another request.
+    pub is_shared: bool,
+    /// Whether the cache knew the answer, and how long it took to find out; `None`: nobody asked it.
+    pub cache: Option<(bool, Duration)>,
 }
 
 /// A count and its time, as the protocol's statistics have them.
@@ -60,6 +66,8 @@ pub struct Totals {
     pub input: Timed,
     pub infer: Timed,
     pub output: Timed,
+    pub cache_hit: Timed,
+    pub cache_miss: Timed,
     pub rejected: u64,
     pub errors: [u64; ErrorCode::ALL.len()],
     pub batches: BTreeMap<u64, BatchStats>,
@@ -99,16 +107,29 @@ impl Stats {
             }
             Outcome::Ok => {
                 totals.rows = totals.rows.saturating_add(rows);
-                totals.executions += 1;
                 totals.last_ms = wall_ms;
                 totals.success.add(spent.total);
                 totals.queue.add(spent.queue);
                 totals.input.add(spent.input);
-                totals.infer.add(spent.infer);
                 totals.output.add(spent.output);
+                match spent.cache {
+                    Some((true, time)) => totals.cache_hit.add(time),
+                    Some((false, time)) => totals.cache_miss.add(time),
+                    None => {}
+                }
                 totals.total_us.record_us(u64::try_from(spent.total.as_micros()).unwrap_or(u64::MAX));
                 totals.remember(spent.total);
+                if spent.cache.is_some_and(|(hit, _)| hit) {
+                    return;
+                }
+                totals.infer.add(spent.infer);
                 totals.infer_us.record_us(u64::try_from(spent.infer.as_micros()).unwrap_or(u64::MAX));
+                // One pass, however many requests were in it.
+                if spent.is_shared {
+                    return;
+                }
+                totals.executions += 1;
+                let rows = rows.saturating_add(spent.shared_rows);
                 if totals.batches.len() < MAX_BATCH_SIZES || totals.batches.contains_key(&rows) {
                     let batch = totals.batches.entry(rows).or_default();
                     batch.input.add(spent.input);

@@ -157,13 +157,26 @@ pub(super) fn statistics(state: &ServingState, message: Bytes) -> Result<Vec<u8>
     };
     let mut writer = Writer::new();
     for active in actives {
-        let Totals { rows, executions, last_ms, success, fail, queue, input, infer, output, batches, .. } =
-            active.stats.totals();
+        let Totals {
+            rows,
+            executions,
+            last_ms,
+            success,
+            fail,
+            queue,
+            input,
+            infer,
+            output,
+            cache_hit,
+            cache_miss,
+            batches,
+            ..
+        } = active.stats.totals();
         writer.message(1, |model| {
             model.text(1, active.served.slot.as_str()).text(2, &active.served.bundle.counter.to_string());
             model.uint(3, last_ms).uint(4, rows).uint(5, executions);
             model.message(6, |stats| {
-                let cache = [(7, Timed::default()), (8, Timed::default())];
+                let cache = [(7, cache_hit), (8, cache_miss)];
                 let each = [(1, success), (2, fail), (3, queue), (4, input), (5, infer), (6, output)];
                 each.into_iter().chain(cache).for_each(|(field, of)| timed(stats, field, of));
             });

@@ -82,8 +82,8 @@ async fn answer(
     };
     let (request, mut share) = run(is_heavy, fit).await.map_err(bad)?;
     flight.spent.input = received.elapsed();
-    let InferRequest { id, inputs, outputs: wanted, timeout } = request;
-    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, timeout).await?;
+    let InferRequest { id, inputs, outputs: wanted, urgency } = request;
+    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, urgency).await?;
 
     let answered = Instant::now();
     let is_heavy = wanted.iter().any(|output| output.place.is_some())

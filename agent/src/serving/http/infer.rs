@@ -110,8 +110,8 @@ async fn answer(
     let (request, mut share) = run(is_heavy, parse).await.map_err(bad)?;
     flight.spent.input = received.elapsed();
 
-    let InferRequest { id, inputs, outputs: wanted, timeout } = request;
-    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, timeout).await?;
+    let InferRequest { id, inputs, outputs: wanted, urgency } = request;
+    let Answered { outputs, prediction_id, prediction_count } = flight.compute(inputs, urgency).await?;
 
     let answered = Instant::now();
     let coding = coding_wanted(headers);

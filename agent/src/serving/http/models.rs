@@ -115,8 +115,21 @@ fn timed(of: Timed) -> Value {
 }
 
 fn statistics(active: &Active) -> Value {
-    let Totals { rows, executions, last_ms, success, fail, queue, input, infer, output, batches, .. } =
-        active.stats.totals();
+    let Totals {
+        rows,
+        executions,
+        last_ms,
+        success,
+        fail,
+        queue,
+        input,
+        infer,
+        output,
+        cache_hit,
+        cache_miss,
+        batches,
+        ..
+    } = active.stats.totals();
     let batches: Vec<_> = batches
         .into_iter()
         .map(|(size, batch)| {
@@ -141,8 +154,8 @@ fn statistics(active: &Active) -> Value {
             "compute_input": timed(input),
             "compute_infer": timed(infer),
             "compute_output": timed(output),
-            "cache_hit": timed(Timed::default()),
-            "cache_miss": timed(Timed::default()),
+            "cache_hit": timed(cache_hit),
+            "cache_miss": timed(cache_miss),
         },
         "response_stats": {},
         "batch_stats": batches,

@@ -1,6 +1,7 @@
 //! Whether what a client names fits the interface of the model; the same for JSON and protocol buffers.
 
 use super::{OipError, bounded::Parameters, request::Parameter};
+use crate::engine::pool::Priority;
 use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{Interface, TensorSpec},
@@ -167,11 +168,19 @@ pub(super) fn check_id(id: &str) -> Result<(), OipError> {
     Ok(())
 }
 
-/// What the parameters of a whole request say: the time it may take. Names that are not ours are left alone.
+/// How urgent a request is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Urgency {
+    /// Longest time the client wants to wait.
+    pub timeout: Option<Duration>,
+    pub priority: Priority,
+}
+
+/// What the parameters of a whole request say: how urgent it is. Names that are not ours are left alone.
 ///
 /// # Errors
-/// [`OipError::Unsupported`] for a member of a sequence; [`OipError::Bad`] for a timeout that is no number.
-pub(super) fn timeout(parameters: &Parameters) -> Result<Option<Duration>, OipError> {
+/// [`OipError::Unsupported`] for a member of a sequence; [`OipError::Bad`] for a timeout that is no number and a priority that is none.
+pub(super) fn urgency(parameters: &Parameters) -> Result<Urgency, OipError> {
     let none = |parameter: &Parameter| match parameter {
         Parameter::Unsigned(0) | Parameter::Bool(false) => true,
         Parameter::Text(text) => text.is_empty(),
@@ -184,11 +193,21 @@ pub(super) fn timeout(parameters: &Parameters) -> Result<Option<Duration>, OipEr
             "requests are independent: `{name}` is not supported, models keep no state between requests"
         )));
     }
-    match parameters.0.get("timeout") {
-        None | Some(Parameter::Unsigned(0)) => Ok(None),
-        Some(Parameter::Unsigned(us)) => Ok(Some(Duration::from_micros(*us))),
-        Some(_) => bad("parameter `timeout` is a whole number of microseconds".into()),
-    }
+    let timeout = match parameters.0.get("timeout") {
+        None | Some(Parameter::Unsigned(0)) => None,
+        Some(Parameter::Unsigned(us)) => Some(Duration::from_micros(*us)),
+        Some(_) => return bad("parameter `timeout` is a whole number of microseconds".into()),
+    };
+    let priority = match parameters.0.get("priority") {
+        None => Some(Priority::default()),
+        Some(Parameter::Unsigned(number)) => Priority::of(*number),
+        Some(_) => None,
+    };
+    let Some(priority) = priority else {
+        let (first, last) = (Priority::FIRST, Priority::LAST);
+        return bad(format!("parameter `priority` is {first} (first) to {last}, or 0 for the usual one"));
+    };
+    Ok(Urgency { timeout, priority })
 }
 
 pub(super) fn flag(parameters: &Parameters, name: &str) -> Result<Option<bool>, OipError> {

@@ -13,7 +13,7 @@ pub mod protobuf;
 pub mod request;
 pub mod response;
 
-pub use fit::{Memory, NoMemory, Place, RequestedOutput};
+pub use fit::{Memory, NoMemory, Place, RequestedOutput, Urgency};
 pub use request::InferRequest;
 pub use response::{InferResponse, Part};
 

@@ -6,7 +6,7 @@ use super::{
     InferRequest, OipError,
     bounded::{MAX_PARAMETERS, Parameters},
     contents::read_contents,
-    fit::{Inputs, Memory, bad, check_id, checked, flag, outputs, place, tensor_at, timeout},
+    fit::{Inputs, Memory, bad, check_id, checked, flag, outputs, place, tensor_at, urgency},
     json::MAX_RANK,
     protobuf::{Fields, Value, Writer},
     request::{MAX_TENSORS, Parameter},
@@ -90,7 +90,7 @@ impl ProtoRequest {
         memory: &mut dyn Memory,
     ) -> Result<InferRequest, OipError> {
         check_id(&self.id)?;
-        let timeout = timeout(&self.parameters)?;
+        let urgency = urgency(&self.parameters)?;
         let outputs = outputs(self.outputs, true, interface)?;
         let mut fit = Inputs::of(interface, batch_max);
         let mut inputs = Vec::with_capacity(self.inputs.len());
@@ -128,7 +128,7 @@ impl ProtoRequest {
             );
         }
         let id = Some(self.id).filter(|id| !id.is_empty());
-        Ok(InferRequest { id, inputs, outputs, timeout })
+        Ok(InferRequest { id, inputs, outputs, urgency })
     }
 }
 

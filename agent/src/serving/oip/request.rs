@@ -4,8 +4,8 @@ use super::{
     OipError,
     bounded::{List, Parameters},
     fit::{
-        Inputs, Memory, RequestedOutput, all_outputs, bad, check_id, checked, flag, outputs, place,
-        tensor_at, timeout,
+        Inputs, Memory, RequestedOutput, Urgency, all_outputs, bad, check_id, checked, flag, outputs, place,
+        tensor_at, urgency,
     },
     json::{MAX_RANK, parse_data},
 };
@@ -16,7 +16,6 @@ use edgefleet_shared::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::time::Duration;
 
 /// Tensors on either side of a request; a manifest allows as many.
 pub(super) const MAX_TENSORS: usize = 64;
@@ -68,8 +67,7 @@ pub struct InferRequest {
     pub inputs: Vec<Tensor>,
     /// In the order asked for, or of the interface if nothing was.
     pub outputs: Vec<RequestedOutput>,
-    /// Longest time the client wants to wait.
-    pub timeout: Option<Duration>,
+    pub urgency: Urgency,
 }
 
 impl InferRequest {
@@ -86,7 +84,12 @@ impl InferRequest {
     ) -> Result<Self, OipError> {
         if header_length == Some(0) {
             let inputs = vec![raw_input(body, interface)?];
-            return Ok(Self { id: None, inputs, outputs: all_outputs(interface, true), timeout: None });
+            return Ok(Self {
+                id: None,
+                inputs,
+                outputs: all_outputs(interface, true),
+                urgency: Urgency::default(),
+            });
         }
         let json_len = header_length.unwrap_or(body.len());
         let Some(json) = body.get(..json_len) else {
@@ -97,7 +100,7 @@ impl InferRequest {
         };
         let wire: Wire<'_> = serde_json::from_slice(json).map_err(|e| not_json(json, &e))?;
         wire.id.as_deref().map_or(Ok(()), check_id)?;
-        let timeout = timeout(&wire.parameters)?;
+        let urgency = urgency(&wire.parameters)?;
         let binary_outputs = flag(&wire.parameters, "binary_data_output")?.unwrap_or(false);
         let asked = wire.outputs.map(|list| list.0).unwrap_or_default();
         let asked = asked.into_iter().map(|output| (output.name, output.parameters)).collect();
@@ -120,7 +123,7 @@ impl InferRequest {
         if !binary.is_empty() {
             return bad(format!("{} bytes of binary data belong to no input", binary.len()));
         }
-        Ok(Self { id: wire.id, inputs, outputs, timeout })
+        Ok(Self { id: wire.id, inputs, outputs, urgency })
     }
 }
 

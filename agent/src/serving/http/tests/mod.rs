@@ -6,6 +6,7 @@ pub(in crate::serving) mod limits;
 mod matrix;
 mod shadow;
 mod swap;
+mod together;
 
 use super::*;
 use crate::{
