@@ -114,6 +114,8 @@ pub struct Config {
     pub batch_delay: Duration,
     /// Bytes of answers remembered for inputs that come again.
     pub cache: u64,
+    /// Whether metrics also go by Triton's names.
+    pub triton_metrics: bool,
     /// Beyond the peak a bundle declares.
     pub probe_memory_headroom: u64,
     pub probe_timeout: Duration,
@@ -148,6 +150,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("remote.tls_key", "", "PEM file with its private key"),
     ("remote.token", "", "bearer token that requests from other machines must carry"),
     ("metrics.listen", "127.0.0.1:8002", "Prometheus metrics; port 0 takes a free one"),
+    ("metrics.triton_names", "false", "show counts under the names of Triton's metrics too"),
     ("serving.socket", "", "socket file for HTTP and gRPC, such as `/run/edgefleet/agent.sock`"),
     ("serving.socket_mode", "0660", "rights of the socket file, in octal"),
     ("serving.shared_memory", "true", "take tensors through /dev/shm from programs on this machine"),
@@ -400,6 +403,7 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         duration_within(text, Duration::ZERO, Duration::from_secs(1))
     });
     let cache = raw.take("serving.cache", wrong, |text| bytes_within(text, 0, 1 << 34));
+    let triton_metrics = raw.take("metrics.triton_names", wrong, truth);
     let probe_memory_headroom =
         raw.take("probe.memory_headroom", wrong, |text| bytes_within(text, 1 << 20, 1 << 40));
     let probe_runner =
@@ -450,6 +454,7 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         batch: batch?,
         batch_delay: batch_delay?,
         cache: cache?,
+        triton_metrics: triton_metrics?,
         probe_memory_headroom: probe_memory_headroom?,
         probe_timeout: probe_timeout?,
         probe_runner: probe_runner?,

@@ -224,6 +224,7 @@ impl Agent {
             local_token: config.local_token.as_ref().map(|token| token.reveal().to_owned()),
             remote_token: config.remote_token.as_ref().map(|token| token.reveal().to_owned()),
             shared_memory: config.shared_memory,
+            triton_metrics: config.triton_metrics,
             batch_rows: config.batch,
             batch_delay: config.batch_delay,
             cache_bytes: usize::try_from(config.cache).unwrap_or(usize::MAX),

@@ -49,6 +49,8 @@ pub struct ServingConfig {
     pub batch_delay: Duration,
     /// Answers remembered for inputs that come again; 0 remembers none.
     pub cache_bytes: usize,
+    /// Whether counts are also shown under the names of Triton's metrics.
+    pub triton_metrics: bool,
 }
 
 impl Default for ServingConfig {
@@ -68,6 +70,7 @@ impl Default for ServingConfig {
             batch_rows: 1,
             batch_delay: Duration::ZERO,
             cache_bytes: 0,
+            triton_metrics: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /metrics` in the Prometheus text format. Labels are slots, bundles and our own codes only.
 
-use super::{Metric, ServingState};
+use super::{Metric, ServingState, triton_metrics};
 use crate::monitor::ErrorCode;
 use axum::{
     extract::State,
@@ -11,13 +11,13 @@ use std::{fmt::Write, sync::atomic::Ordering};
 
 /// The text in the making; the format wants all lines of a metric together.
 #[derive(Default)]
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
-    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn metric(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}"); // a String takes everything
     }
-    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn line(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         for (index, (key, value)) in labels.iter().enumerate() {
             let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -113,6 +113,9 @@ pub(super) async fn metrics(State(state): State<ServingState>) -> Response {
     ] {
         text.metric(name, kind, help);
         text.line(name, &[], value);
+    }
+    if state.0.config.triton_metrics {
+        triton_metrics::write(&mut text, &all);
     }
     let providers = state.0.providers.read().clone();
     for Metric { name, help, value } in providers.iter().flat_map(|provider| provider.metrics()) {

@@ -10,6 +10,7 @@ pub(super) mod repository;
 pub(super) mod settings;
 mod shared_memory;
 mod status;
+mod triton_metrics;
 
 pub use super::{
     listen::{Listener, serve, serve_metrics},

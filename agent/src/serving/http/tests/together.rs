@@ -90,7 +90,7 @@ async fn an_answer_is_remembered_until_another_bundle_answers() {
         };
         bundle(manifest, Arc::new(Function(model)))
     };
-    let config = ServingConfig { cache_bytes: 1 << 20, ..ServingConfig::default() };
+    let config = ServingConfig { cache_bytes: 1 << 20, triton_metrics: true, ..ServingConfig::default() };
     let server = Server::with(config, pool(2, 16), vec![version(1)]).await;
     for value in [1, 1, 2, 1] {
         let answer = server.post("/v2/models/echo-fp32/infer", &one(value)).await;
@@ -101,6 +101,18 @@ async fn an_answer_is_remembered_until_another_bundle_answers() {
     assert_eq!((&stats["inference_count"], &stats["execution_count"]), (&json!(4), &json!(2)));
     for (field, count) in [("success", 4), ("compute_infer", 2), ("cache_hit", 2), ("cache_miss", 2)] {
         assert_eq!(stats["inference_stats"][field]["count"], count, "{field}");
+    }
+    let metrics = Client { stream: TcpStream::connect(server.metrics).await.unwrap(), rest: vec![] }
+        .call("GET", "/metrics", "", b"")
+        .await;
+    let text = String::from_utf8(metrics.body).unwrap();
+    for line in [
+        "nv_inference_count{model=\"echo-fp32\",version=\"1\"} 4",
+        "nv_inference_exec_count{model=\"echo-fp32\",version=\"1\"} 2",
+        "nv_cache_num_hits_per_model{model=\"echo-fp32\",version=\"1\"} 2",
+        "nv_inference_pending_request_count{model=\"echo-fp32\",version=\"1\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     server.state.0.slots.activate(version(2));
     assert_eq!(server.post("/v2/models/echo-fp32/infer", &one(1)).await.status, 200);
