@@ -1,10 +1,11 @@
 //! Measures what the budgets of ARCHITECTURE promise, on real processes: sizes, memory, start-up.
 //!
-//! `measure footprint --agent-bin FILE` and `measure connections --devices N`. Prints JSON; run it on an
+//! `measure footprint --agent-bin FILE`, `measure connections --devices N` and `measure soak --requests N`. Prints JSON; run it on an
 //! idle machine with exactly one agent on it (`make bench`).
 
 mod clients;
 mod memory;
+mod soak;
 
 use anyhow::{Context, bail};
 use edgefleet_controller::demo::{load::Holdout, stage::Stage};
@@ -43,7 +44,15 @@ async fn main() -> anyhow::Result<()> {
             let devices = flag("--devices").unwrap_or("1000").parse()?;
             connections(&controller, &agent, &dir, devices).await?
         }
-        _ => bail!("usage: measure footprint [--agent-bin FILE] | connections [--devices N]   [--dir DIR]"),
+        Some("soak") => {
+            let requests = flag("--requests").unwrap_or("1000000").parse()?;
+            let swaps = flag("--swaps").unwrap_or("10").parse()?;
+            soak::soak(&controller, &agent, &dir, requests, swaps).await?
+        }
+        _ => bail!(
+            "usage: measure footprint [--agent-bin FILE] | connections [--devices N] | soak [--requests N] [--swaps N] \
+             [--dir DIR]"
+        ),
     };
     println!("{}", serde_json::to_string_pretty(&result)?);
     Ok(())

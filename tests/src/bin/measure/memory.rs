@@ -34,7 +34,7 @@ impl Pss {
         })
     }
 
-    fn read(pid: u32) -> anyhow::Result<Self> {
+    pub(super) fn read(pid: u32) -> anyhow::Result<Self> {
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
         let field = |name: &str| -> u64 {
