@@ -264,7 +264,7 @@ async fn a_shared_identity_is_found_gets_nothing_new_and_goes_on_once_a_person_r
     }
     until("it is found", || async { bench.findings.isolates(shared) }).await;
     bench.assign(true, "digits@2", "r-2").await;
-    until("the other goes on", || async { bench.generation(other).await == 2 }).await;
+    until("the other goes on", || async { bench.generation(other).await >= 2 }).await;
     assert_eq!(bench.generation(shared).await, 1);
     let code = FindingCode::DuplicateIdentity;
     bench.findings.resolve(&actor(), shared, code, clock::now()).await.expect("resolved");
@@ -297,7 +297,7 @@ async fn an_impossible_generation_is_a_finding_and_a_possible_one_is_gone_beyond
     .await;
     bench.hand_out.states().believe(&devices[0]).await.expect("believed");
     bench.assign(true, "digits@2", "r-2").await;
-    until("it goes on", || async { bench.generation(&devices[0]).await == 2 }).await;
+    until("it goes on", || async { bench.generation(&devices[0]).await >= 2 }).await;
     bench.stop().await;
 }
 
