@@ -225,7 +225,7 @@ fn inline(
 /// A branch, prepared; or why it cannot be.
 #[derive(Debug)]
 enum Arm {
-    Ready { plan: Arc<TypedSimplePlan>, inputs: Vec<usize>, facts: TVec<TypedFact> },
+    Ready { plan: Arc<TypedSimplePlan>, inputs: Vec<usize>, facts: Vec<TypedFact> },
     Unfit(String),
 }
 
@@ -296,9 +296,11 @@ impl TypedOp for Branch {
                     let same = no.datum_type == yes.datum_type && no.shape == yes.shape;
                     ensure!(same, "output {at} of the branches differs: {yes:?} and {no:?}, not supported");
                 }
-                Ok(yes.clone())
+                Ok(yes.iter().cloned().collect())
             }
-            [_, Arm::Ready { facts, .. }] | [Arm::Ready { facts, .. }, _] => Ok(facts.clone()),
+            [_, Arm::Ready { facts, .. }] | [Arm::Ready { facts, .. }, _] => {
+                Ok(facts.iter().cloned().collect())
+            }
             [Arm::Unfit(why), _] => bail!("neither branch fits the inputs: {why}"),
         }
     }

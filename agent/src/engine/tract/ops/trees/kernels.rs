@@ -329,7 +329,7 @@ impl Kernel for Ensemble {
     fn eval(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         match inputs[0].datum_type() {
             DatumType::F64 => self.0.eval(&inputs[0], |score| score),
-            DatumType::F16 => self.0.eval(&inputs[0], |score| f16::from_f64(score)),
+            DatumType::F16 => self.0.eval(&inputs[0], f16::from_f64),
             _ => self.0.eval(&inputs[0], |score| score as f32),
         }
     }
