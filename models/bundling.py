@@ -10,8 +10,10 @@ import base64
 import hashlib
 import json
 import sys
+import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -98,8 +100,17 @@ def check_model(model, operators):
     return [f"uses {sorted(strange)}"] if strange else []
 
 
-def digest(data):
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+def letterboxed(image, size, fill):
+    """`image` [height, width, 3] fitted into the upper left of a frame `size` [height, width], OpenCV's INTER_LINEAR.
+
+    Also the factor (horizontal, vertical) by which it was scaled.
+    """
+    height, width = image.shape[:2]
+    ratio = min(size[0] / height, size[1] / width)
+    inner = min(max(round(width * ratio), 1), size[1]), min(max(round(height * ratio), 1), size[0])
+    frame = np.full((*size, 3), fill, np.uint8)
+    frame[: inner[1], : inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
+    return frame, (inner[0] / width, inner[1] / height)
 
 
 def source(package, *path, sha256):
@@ -107,15 +118,29 @@ def source(package, *path, sha256):
     from importlib.util import find_spec
 
     file = Path(find_spec(package).submodule_search_locations[0]).joinpath(*path)
-    return pinned(file, sha256)
+    return pinned(file.name, file.read_bytes(), sha256)
 
 
-def pinned(file, sha256):
-    data = file.read_bytes()
+def fetched(archive, member, sha256):
+    """Bytes of a file inside an archive of `fetch.sh`."""
+    path = Path(__file__).resolve().parent / ".fetched" / archive
+    if not path.is_file():
+        sys.exit(f"{archive} is missing; models/fetch.sh fetches it")
+    with tarfile.open(path) as tar:
+        return pinned(member, tar.extractfile(member).read(), sha256)
+
+
+def pinned(name, data, sha256):
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        sys.exit(f"{file.name}: SHA-256 {found}, this recipe was written for {sha256}")
+        sys.exit(f"{name}: SHA-256 {found}, this recipe was written for {sha256}")
     return data
+
+
+def lines_of(pipeline):
+    """The JSON of a pipeline, one tensor or step a line."""
+    lists = [f' "{key}": [\n' + ",\n".join("  " + json.dumps(one) for one in entries) + "\n ]" for key, entries in pipeline.items()]
+    return "{\n" + ",\n".join(lists) + "\n}\n"
 
 
 def pieces(page):

@@ -110,7 +110,7 @@ def make():
     mean, std = together.mean(axis=0).round(4), together.std(axis=0).round(4)
     pipeline = json.loads((HERE / "v1" / "pipeline.json").read_text())
     pipeline["pre"][0].update(mean=mean.tolist(), std=std.tolist())
-    (HERE / "v1" / "pipeline.json").write_text(write_pipeline(pipeline))
+    (HERE / "v1" / "pipeline.json").write_text(bundling.lines_of(pipeline))
 
     weights = network.train([p[2] for p in train], [p[1] for p in train], mean, std, EPOCHS)
     model = network.to_onnx(weights)
@@ -138,14 +138,6 @@ def clear(model, one):
     """Whether the best class leads by more than the two variants may differ: golden classes must be equal."""
     best = np.sort(answer(model, one)["probabilities"][0])
     return best[-1] - best[-2] > 2 * ATOL
-
-
-def write_pipeline(pipeline):
-    """One step a line."""
-    lines = []
-    for key, entries in pipeline.items():
-        lines.append(f' "{key}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in entries) + "\n ]")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def holdout(parts):
