@@ -8,6 +8,7 @@ what makes the comparison worth something.
 import argparse
 import base64
 import hashlib
+import io
 import json
 import sys
 import tarfile
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
+from PIL import Image, ImageOps
 
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 _sessions = {}
@@ -100,17 +102,37 @@ def check_model(model, operators):
     return [f"uses {sorted(strange)}"] if strange else []
 
 
-def letterboxed(image, size, fill):
-    """`image` [height, width, 3] fitted into the upper left of a frame `size` [height, width], OpenCV's INTER_LINEAR.
+def letterboxed(image, size, fill, resize):
+    """`image` [height, width, 3] fitted into the upper left of a frame `size` [height, width].
 
-    Also the factor (horizontal, vertical) by which it was scaled.
+    `resize(image, (width, height))` does it, see below. Also the factors (horizontal, vertical) by which it was scaled.
     """
     height, width = image.shape[:2]
     ratio = min(size[0] / height, size[1] / width)
     inner = min(max(round(width * ratio), 1), size[1]), min(max(round(height * ratio), 1), size[0])
     frame = np.full((*size, 3), fill, np.uint8)
-    frame[: inner[1], : inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
+    frame[: inner[1], : inner[0]] = resize(image, inner)
     return frame, (inner[0] / width, inner[1] / height)
+
+
+def cv_linear(image, size):
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
+def pil_bilinear(image, size):
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def decoded(data):
+    """A JPEG or PNG as [height, width, 3] in RGB, upright as its EXIF says."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def jpeg(image, quality=90, **more):
+    """4:4:4, which decoders agree about best."""
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality, subsampling=0, **more)
+    return out.getvalue()
 
 
 def source(package, *path, sha256):

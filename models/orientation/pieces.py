@@ -8,7 +8,7 @@ import hashlib
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 import bundling
 
@@ -74,14 +74,8 @@ def pictures(scan, lines):
     """[(bytes of a JPEG, 0 upright or 1 upside down)]; both ways of every piece, ordered by their content."""
     found = []
     for piece in cut(scan, lines):
-        found += [(jpeg(piece), 0), (jpeg(piece.rotate(180)), 1)]
+        found += [(bundling.jpeg(piece), 0), (bundling.jpeg(piece.rotate(180)), 1)]
     return sorted(found, key=lambda pair: hashlib.sha256(pair[0]).digest())
-
-
-def jpeg(image, **more):
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90, subsampling=0, **more)
-    return out.getvalue()
 
 
 def png(image):
@@ -94,10 +88,4 @@ def turned_by_exif(image):
     """Pixels upside down, and the note of the camera that says so: a viewer shows it upright."""
     exif = Image.Exif()
     exif[0x0112] = 3
-    return jpeg(image.rotate(180), exif=exif)
-
-
-def decoded(data):
-    """[height, width, 3] in BGR, as OpenCV reads a file."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+    return bundling.jpeg(image.rotate(180), exif=exif)

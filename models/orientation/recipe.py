@@ -84,11 +84,16 @@ def straighten(model):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1], np.int64), "flat"))
 
 
+def prepare(photos):
+    """OpenCV reads files as BGR, and so the model was trained."""
+    colours = [np.ascontiguousarray(bundling.decoded(photo)[:, :, ::-1]) for photo in photos]
+    frames = np.stack([bundling.letterboxed(one, SIZE, FILL, bundling.cv_linear)[0] for one in colours])
+    return np.ascontiguousarray(((frames / 255.0 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2))
+
+
 def answer(model, photos):
     """What the bundle answers to a list of JPEG or PNG files."""
-    frames = np.stack([bundling.letterboxed(pieces.decoded(photo), SIZE, FILL)[0] for photo in photos])
-    image = ((frames / 255.0 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
-    probabilities = bundling.run(model, image=np.ascontiguousarray(image))["probabilities"]
+    probabilities = bundling.run(model, image=prepare(photos))["probabilities"]
     best = probabilities.argmax(axis=1)
     return {"orientation": [LABELS[i] for i in best], "class": best, "probabilities": probabilities}
 
@@ -99,14 +104,14 @@ def make():
     (HERE / "v1" / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     cut = pieces.cut(pieces.sheet(), pieces.SHEET)
     samples = {
-        "00-upright": pieces.jpeg(cut[0]),
-        "01-upside-down": pieces.jpeg(cut[0].rotate(180)),
-        "02-upright-small": pieces.jpeg(cut[6]),
-        "03-upside-down-small": pieces.jpeg(cut[6].rotate(180)),
+        "00-upright": bundling.jpeg(cut[0]),
+        "01-upside-down": bundling.jpeg(cut[0].rotate(180)),
+        "02-upright-small": bundling.jpeg(cut[6]),
+        "03-upside-down-small": bundling.jpeg(cut[6].rotate(180)),
         "04-turned-by-exif": pieces.turned_by_exif(cut[1]),
         "05-png": pieces.png(cut[2].rotate(180)),
-        "06-grey": pieces.jpeg(cut[9].convert("L")),
-        "07-large": pieces.jpeg(cut[1].resize((cut[1].width * 5, cut[1].height * 5)).rotate(180)),
+        "06-grey": bundling.jpeg(cut[9].convert("L")),
+        "07-large": bundling.jpeg(cut[1].resize((cut[1].width * 5, cut[1].height * 5)).rotate(180)),
     }
     files = {}
     for name, photo in samples.items():
@@ -163,9 +168,7 @@ def check():
     if (HERE / "holdout" / "holdout.json").read_text() != holdout():
         wrong.append("holdout.json differs from what the scan gives")
     photos, _ = committed()
-    frames = [bundling.letterboxed(pieces.decoded(photo), SIZE, FILL)[0] for photo in photos]
-    image = ((np.stack(frames) / 255.0 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
-    before = bundling.run(published(), x=np.ascontiguousarray(image)).popitem()[1]
+    before = bundling.run(published(), x=prepare(photos)).popitem()[1]
     if not np.allclose(before, answer(model, photos)["probabilities"], rtol=1e-4, atol=1e-5):
         wrong.append("model.onnx answers otherwise than the published file")
     return wrong
