@@ -89,7 +89,7 @@ def make():
     known = np.where(train["measures"] == MISSING, np.nan, train["measures"])
     pipeline = json.loads((HERE / "v1" / "pipeline.json").read_text())
     step = next(step for step in pipeline["pre"] if step["op"] == "impute")
-    step["value"] = np.nanmedian(known, axis=0).astype(float).tolist()
+    step["value"] = np.nanmedian(known.astype(float), axis=0).round(1).tolist()
     (HERE / "v1" / "pipeline.json").write_text(bundling.lines_of(pipeline))
 
     forest = RandomForestClassifier(n_estimators=60, max_depth=6, random_state=1)
@@ -103,7 +103,10 @@ def make():
     (HERE / "v1" / "labels.txt").write_text("".join(f"{name}\n" for name in SPECIES))
 
     files = {}
-    for number, bird in enumerate(split["golden"]):
+    nothing = {name: MISSING for name in MEASURES} | {"sex": "unknown"}
+    golden = [(SPECIES[bird["species"]].lower(), bird) for bird in split["golden"]]
+    golden.append(("nothing-but-the-island", split["golden"][0] | nothing))
+    for number, (name, bird) in enumerate(golden):
         given = request([bird])
         found = answer(given)
         inputs = [
@@ -116,7 +119,7 @@ def make():
             bundling.tensor("class", "INT64", found["class"]),
             bundling.tensor("probabilities", "FP32", found["probabilities"]),
         ]
-        files[f"{number:02}-{SPECIES[bird['species']].lower()}.json"] = bundling.exchange(inputs, outputs)
+        files[f"{number:02}-{name}.json"] = bundling.exchange(inputs, outputs)
     bundling.write_all(HERE / "v1" / "golden", files)
     bundling.write_all(HERE / "holdout", {"holdout.json": holdout(split)})
 
@@ -129,6 +132,7 @@ def finished(model):
         node.input[:] = [names.get(name, name) for name in node.input]
     for output in model.graph.output:
         output.name = names[output.name]
+    model.graph.name = "penguins"  # the converter makes one up each time
     model.ir_version = 8
     onnx.checker.check_model(model, full_check=True)
     return model
