@@ -53,7 +53,7 @@ bench: setup build ## Measure engines, serving beside its peers, memory, a milli
 	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor
 	@mkdir -p target/bench
 	"$(TARGET_DIR)/ci/examples/engine_floor" --ort-lib "$$(echo "$(VENV)"/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
-		--out target/bench/engine.json models/digits/v*/model.onnx $(BENCH_MODELS)
+		--out target/bench/engine.json models/*/v*/model.onnx $(BENCH_MODELS)
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
 	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json
