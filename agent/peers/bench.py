@@ -83,8 +83,10 @@ def load(url, script, connections, seconds):
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script, url],
         capture_output=True, text=True, check=True,
     ).stdout
-    line = next(line for line in found.splitlines() if line.startswith("RESULT "))
-    result = json.loads(line.removeprefix("RESULT "))
+    line = next((line for line in found.splitlines() if "RESULT " in line), None)
+    if line is None:
+        raise SystemExit(f"wrk said nothing of use about {url}:\n{found}")
+    result = json.loads(line.split("RESULT ", 1)[1])
     if result["errors"]:
         raise SystemExit(f"{url}: {result['errors']} requests failed\n{found}")
     return result
@@ -112,7 +114,7 @@ def measure(name, options, image, folder):
     script = f"{folder}/{name}.lua"
     with open(script, "w") as lua:
         lua.write(
-            f"wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = [[{text}]]\n"
+            f"wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = [==[{text}]==]\n"
             "done = function(summary, latency, requests)\n"
             "  local e = summary.errors\n"
             "  io.write(string.format('RESULT {\"rps\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %d}\\n',\n"
@@ -140,7 +142,8 @@ def measure(name, options, image, folder):
                 "pss_mb": pss_mb(server.pid),
             }
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
 

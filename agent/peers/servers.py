@@ -4,6 +4,7 @@
 what the agent has too. Answers hold every output of the model.
 """
 
+import os
 import sys
 
 import numpy
@@ -17,33 +18,16 @@ def session(model):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def fixed(shape):
-    return [dim if isinstance(dim, int) else -1 for dim in shape]
-
-
 def mlserver(model, port):
     import asyncio
 
-    from mlserver import MLModel, MLServer, ModelSettings, Settings
-    from mlserver.codecs import NumpyCodec
-    from mlserver.types import InferenceResponse
-
-    class Onnx(MLModel):
-        async def load(self):
-            self.session = session(model)
-            self.names = [output.name for output in self.session.get_outputs()]
-            return True
-
-        async def predict(self, payload):
-            inputs = {each.name: NumpyCodec.decode_input(each) for each in payload.inputs}
-            found = self.session.run(None, inputs)
-            outputs = [NumpyCodec.encode_output(name, array) for name, array in zip(self.names, found)]
-            return InferenceResponse(model_name=self.name, outputs=outputs)
+    from mlserver import MLServer, ModelSettings, Settings
 
     settings = Settings(
         host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0, debug=False
     )
-    asyncio.run(MLServer(settings).start([ModelSettings(name="digits", implementation=Onnx)]))
+    model = ModelSettings(name="digits", implementation="servers.ForMlserver")
+    asyncio.run(MLServer(settings).start([model]))
 
 
 def kserve(model, port):
@@ -94,10 +78,27 @@ def litserve(model, port):
     )
 
 
-# BentoML imports this module and takes its service from here.
+# MLServer and BentoML import this module and take what they serve from here.
 try:
-    import os
+    from mlserver import MLModel
+    from mlserver.codecs import NumpyCodec
+    from mlserver.types import InferenceResponse
 
+    class ForMlserver(MLModel):
+        async def load(self):
+            self.session = session(os.environ["PEER_MODEL"])
+            self.outputs_of = [output.name for output in self.session.get_outputs()]
+            return True
+
+        async def predict(self, payload):
+            inputs = {each.name: NumpyCodec.decode_input(each) for each in payload.inputs}
+            found = self.session.run(None, inputs)
+            outputs = [NumpyCodec.encode_output(name, array) for name, array in zip(self.outputs_of, found)]
+            return InferenceResponse(model_name=self.name, outputs=outputs)
+except ImportError:
+    pass
+
+try:
     import bentoml
 
     @bentoml.service(workers=1)
