@@ -143,7 +143,9 @@ def measure(name, options, image, folder):
             }
         finally:
             if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
+                # Workers may have a session of their own, and outlive their parent.
+                for each in list(tree(server.pid)):
+                    os.kill(each, signal.SIGKILL)
             server.wait()
 
 

@@ -58,27 +58,12 @@ def kserve(model, port):
 def litserve(model, port):
     import litserve
 
-    class Onnx(litserve.LitAPI):
-        def setup(self, device):
-            self.session = session(model)
-            self.input = self.session.get_inputs()[0].name
-            self.names = [output.name for output in self.session.get_outputs()]
-
-        def decode_request(self, request):
-            return numpy.asarray(request["data"], dtype="float32")
-
-        def predict(self, batch):
-            return self.session.run(None, {self.input: batch})
-
-        def encode_response(self, found):
-            return {name: array.tolist() for name, array in zip(self.names, found)}
-
-    litserve.LitServer(Onnx(), accelerator="cpu", workers_per_device=1).run(
+    litserve.LitServer(ForLitserve(), accelerator="cpu", workers_per_device=1).run(
         host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False, log_level="error"
     )
 
 
-# MLServer and BentoML import this module and take what they serve from here.
+# MLServer, BentoML and LitServe's workers import this module and take what they serve from here.
 try:
     from mlserver import MLModel
     from mlserver.codecs import NumpyCodec
@@ -111,6 +96,26 @@ try:
         @bentoml.api
         def predict(self, data: list) -> dict:
             found = self.session.run(None, {self.input: numpy.asarray(data, dtype="float32")})
+            return {name: array.tolist() for name, array in zip(self.names, found)}
+except ImportError:
+    pass
+
+try:
+    import litserve as lit
+
+    class ForLitserve(lit.LitAPI):
+        def setup(self, device):
+            self.session = session(os.environ["PEER_MODEL"])
+            self.input = self.session.get_inputs()[0].name
+            self.names = [output.name for output in self.session.get_outputs()]
+
+        def decode_request(self, request):
+            return numpy.asarray(request["data"], dtype="float32")
+
+        def predict(self, batch):
+            return self.session.run(None, {self.input: batch})
+
+        def encode_response(self, found):
             return {name: array.tolist() for name, array in zip(self.names, found)}
 except ImportError:
     pass
