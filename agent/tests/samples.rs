@@ -203,8 +203,14 @@ fn printed_lines_in_jpeg_are_seen_upright_or_upside_down() {
     let rows: Vec<_> = photos.zip(labels).collect();
     for engine in engines() {
         check_golden(&sample, &*engine, "model.onnx", sample.tolerance("atol"));
-        let found = right(&*sample.load(&*engine, "model.onnx"), &rows);
-        assert_eq!(found, sample.claimed("v1", 2), "{}", engine.name());
+        // Pixels differ by a level or two from Pillow's (docs/pipelines.md): one picture in doubt may tip over.
+        let [found, claimed] = [right(&*sample.load(&*engine, "model.onnx"), &rows), sample.claimed("v1", 2)]
+            .map(|text| {
+                let (hits, of) = text.split_once(" of ").unwrap();
+                assert_eq!(of, rows.len().to_string());
+                hits.parse::<i32>().unwrap()
+            });
+        assert!((found - claimed).abs() <= 1, "{found}, not {claimed}, with {}", engine.name());
     }
 }
 

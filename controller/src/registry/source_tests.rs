@@ -33,6 +33,20 @@ fn mistakes(dir: &Path) -> Vec<String> {
     }
 }
 
+/// Those with steps around the model: golden samples are of what clients send, not of the model's tensors.
+#[test]
+fn sample_models_with_a_pipeline_are_read_without_a_mistake() {
+    for (name, artifacts, samples, labels) in
+        [("exercise", 2, 7, 7), ("faces", 1, 5, 1), ("orientation", 1, 8, 2), ("penguins", 1, 10, 3)]
+    {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(name).join("v1");
+        let source = read(&folder).unwrap();
+        let found = (source.artifacts.len(), source.golden.len(), source.labels.len());
+        assert_eq!(found, (artifacts, samples, labels), "{name}");
+        assert!(source.pipeline.is_some(), "{name}");
+    }
+}
+
 #[test]
 fn the_sample_models_are_read_without_a_mistake() {
     for version in ["v1", "v2", "v3"] {
