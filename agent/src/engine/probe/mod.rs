@@ -5,7 +5,7 @@
 //! access (Landlock), no sockets, no new processes (seccomp), bounded time and memory (resource limits),
 //! and it dies with its parent. The child parses the model, runs every golden sample twice, takes the
 //! time and reports; the parent decides. A crash, a hang or a memory blow-up costs the child and becomes
-//! a typed [`ProbeFailure`](edgefleet_shared::probe::ProbeFailure).
+//! a typed [`ProbeFailure`].
 //!
 //! An engine that is a library is opened by the child, behind walls of its own: it may read system
 //! libraries and the processor's description, nothing else, and none of that once it stands. So neither
