@@ -3,10 +3,10 @@
 use super::{
     context::{Context, Output},
     failure::Failure,
-    table,
+    plan_file, table,
 };
 use crate::{
-    rollout::{Because, Plan},
+    rollout::Because,
     simulate::{
         self, Check, Ending, Faults, Outcome, Scenario, Settings,
         report::{Effort, as_measured, measure, page},
@@ -17,19 +17,18 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
   edgefleet simulate --devices 1000000 --seed 7
   edgefleet simulate --devices 2000 --scenario errors-5 --runs 20
-  edgefleet simulate --plan rollout.toml --scenario slower-1.5 --output json
+  edgefleet simulate --plan rollout.yaml --scenario slower-1.5 --output json
   edgefleet simulate --report docs/evidence.md";
 
 /// Above this, devices that nobody compares only report how it ended, unless `--chatty` asks for all of it.
 const LARGE: u32 = 20_000;
-/// Largest plan file that is read.
-const MOST_PLAN: u64 = 1 << 20;
 /// Larger fleets than this do not fit their numbers.
 const MOST_DEVICES: i64 = 5_000_000;
 
@@ -49,7 +48,7 @@ pub struct SimulateArgs {
     /// What is wrong with the world: none, usual, harsh
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     faults: FaultsArg,
-    /// A plan (TOML or JSON) instead of the default one
+    /// A plan (YAML, TOML or JSON) instead of the default one
     #[arg(long, value_name = "FILE", conflicts_with = "as_measured")]
     plan: Option<PathBuf>,
     /// Rollouts, with this seed and the following ones
@@ -67,7 +66,7 @@ pub struct SimulateArgs {
     /// Measure false aborts and detection of every gate and write the page with its plots
     #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "as_measured"])]
     report: Option<PathBuf>,
-    /// With --report: rollouts of the harmless candidate; the others get a tenth
+    /// With --report: rollouts of the harmless candidate; each other one gets a thirtieth
     #[arg(long, value_name = "N", default_value_t = 300, requires = "report")]
     rollouts: u64,
     /// With --report: threads
@@ -142,7 +141,7 @@ impl SimulateArgs {
             (Err(unknown), _) => return Err(Failure::usage(unknown.to_string())),
         };
         if let Some(path) = &self.plan {
-            settings.plan = read_plan(path)?;
+            settings.plan = plan_file::read(path)?;
         } else if scenario == Ok(Scenario::WorseLabels) && !self.as_measured {
             settings.plan = simulate::settings::with_labels(settings.plan);
         }
@@ -214,16 +213,20 @@ impl SimulateArgs {
     fn write_report(&self, path: &Path) -> anyhow::Result<()> {
         let effort = Effort {
             harmless: self.rollouts,
-            harmful: (self.rollouts / 10).max(1),
-            peeking: (self.rollouts / 10).max(1),
+            harmful: (self.rollouts / 30).max(1),
+            peeking: (self.rollouts / 30).max(1),
             devices: self.devices,
             seed: self.seed,
             threads: self.threads.clamp(1, 64),
         };
         let begun = Instant::now();
+        let told = AtomicU64::new(0);
         let measured = measure(effort, &Scenario::ALL, &|name, number, n| {
-            if number % 500 == 0 {
-                eprintln!("{:.0} s: {name}, {number} of {n}", begun.elapsed().as_secs_f64());
+            let secs = begun.elapsed().as_secs();
+            // A line when a candidate's turn comes, and every ten seconds.
+            if number == 0 || secs >= told.load(Ordering::Relaxed) + 10 {
+                told.store(secs, Ordering::Relaxed);
+                eprintln!("{secs} s: {name}, {number} of {n}");
             }
         });
         let folder = path.file_stem().map_or("plots".into(), |stem| stem.to_string_lossy().into_owned());
@@ -243,24 +246,6 @@ impl SimulateArgs {
         }
         Err(Failure::new(format!("{} rollouts broke a rule or never ended", broken.len())).into())
     }
-}
-
-fn read_plan(path: &Path) -> Result<Plan, Failure> {
-    let size = std::fs::metadata(path).map_err(Failure::from)?.len();
-    if size > MOST_PLAN {
-        return Err(Failure::usage(format!(
-            "`{}` has {size} bytes; a plan has at most {MOST_PLAN}",
-            path.display()
-        )));
-    }
-    let text = std::fs::read_to_string(path).map_err(Failure::from)?;
-    let json = path.extension().is_some_and(|extension| extension == "json");
-    let read = if json {
-        serde_json::from_str(&text).map_err(|e| e.to_string())
-    } else {
-        toml::from_str(&text).map_err(|e| e.to_string())
-    };
-    read.map_err(|error| Failure::usage(format!("`{}` is not a plan: {}", path.display(), error.trim())))
 }
 
 fn ending(ending: &Ending) -> String {

@@ -22,17 +22,45 @@ use edgefleet_shared::ids::DeviceId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Strata with a risk set of their own; further ones share one. Assignment is randomised with the same
-/// shares in every stratum, so sharing is valid and costs only power.
-const STRATA: usize = 128;
+/// Risk sets: one per stratum and cohort; further ones share one. Canaries and their controls are of one
+/// stratum and enter together, so sharing is valid and costs only power.
+const STRATA: usize = 256;
 /// Sites are told apart by a hash into so many places; those that share one share an outage allowance.
 const SITES: u32 = 64;
 const EXAMPLES: usize = 5;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u32)", into = "(u32, u32)")] // many of them, in a document that is saved often
 struct AtRisk {
     canaries: u32,
     controls: u32,
+}
+
+impl From<(u32, u32)> for AtRisk {
+    fn from((canaries, controls): (u32, u32)) -> Self {
+        Self { canaries, controls }
+    }
+}
+impl From<AtRisk> for (u32, u32) {
+    fn from(at_risk: AtRisk) -> Self {
+        (at_risk.canaries, at_risk.controls)
+    }
+}
+
+/// Where a device is at risk: its stratum, and the stage whose canaries it came with. A later stage brings
+/// fresh canaries; controls that have been at risk since an earlier one without a bad window are the
+/// healthier ones, and comparing the two would blame the candidate for that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) cohort: u16,
+    pub(super) stratum: &'a str,
+    pub(super) site: &'a str,
+}
+
+impl Place<'_> {
+    fn risk_set(self) -> u32 {
+        hash(self.stratum) ^ u32::from(self.cohort).wrapping_mul(0x9e37_79b9)
+    }
 }
 
 impl AtRisk {
@@ -89,26 +117,26 @@ pub(super) struct Errors {
 }
 
 impl Errors {
-    pub(super) fn join(&mut self, arm: Arm, stratum: &str, site: &str) {
-        let key = hash(stratum);
+    pub(super) fn join(&mut self, arm: Arm, place: Place<'_>) {
+        let key = place.risk_set();
         let known = self.strata.contains_key(&key) || self.strata.len() < STRATA;
         let at_risk = if known { self.strata.entry(key).or_default() } else { &mut self.rest };
         let n = at_risk.of(arm);
         *n = n.saturating_add(1);
-        let site = self.sites.entry(hash(site) % SITES).or_default();
+        let site = self.sites.entry(hash(place.site) % SITES).or_default();
         site.devices = site.devices.saturating_add(1);
         if arm == Arm::Canary {
-            self.slices.add(stratum, 0.0, 1.0);
+            self.slices.add(place.stratum, 0.0, 1.0);
         }
     }
 
     /// Takes a device out of the risk set; the numbers just before, or `None` if none was at risk.
-    pub(super) fn leave(&mut self, arm: Arm, stratum: &str, site: &str) -> Option<(u32, u32)> {
-        let at_risk = self.strata.get_mut(&hash(stratum)).unwrap_or(&mut self.rest);
+    pub(super) fn leave(&mut self, arm: Arm, place: Place<'_>) -> Option<(u32, u32)> {
+        let at_risk = self.strata.get_mut(&place.risk_set()).unwrap_or(&mut self.rest);
         let before = (at_risk.canaries, at_risk.controls);
         let n = at_risk.of(arm);
         *n = n.checked_sub(1)?;
-        if let Some(site) = self.sites.get_mut(&(hash(site) % SITES)) {
+        if let Some(site) = self.sites.get_mut(&(hash(place.site) % SITES)) {
             site.devices = site.devices.saturating_sub(1);
         }
         Some(before)
@@ -118,15 +146,15 @@ impl Errors {
         &mut self,
         device: &DeviceId,
         arm: Arm,
-        (stratum, site): (&str, &str),
+        place: Place<'_>,
         hour: u64,
         margin: f64,
     ) {
         let hour = u32::try_from(hour).unwrap_or(u32::MAX);
-        let Some((canaries, controls)) = self.leave(arm, stratum, site) else { return };
-        let may_draw = self.sites.entry(hash(site) % SITES).or_default().may_draw(hour);
+        let Some((canaries, controls)) = self.leave(arm, place) else { return };
+        let may_draw = self.sites.entry(hash(place.site) % SITES).or_default().may_draw(hour);
         if arm == Arm::Canary {
-            self.slices.add(stratum, 1.0, 0.0);
+            self.slices.add(place.stratum, 1.0, 0.0);
             if !self.examples.contains(device) {
                 self.examples.truncate(EXAMPLES - 1);
                 self.examples.insert(0, device.clone());

@@ -41,6 +41,7 @@ pub use settings::{
     LatencySettings, SettingsMistake, TelemetrySettings,
 };
 
+use errors::Place;
 use serde::{Deserialize, Serialize};
 
 /// Everything observed about one bundle in one rollout, as sufficient statistics.
@@ -61,17 +62,20 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Takes one event in. O(log n) in the strata kept (at most 128), linear in the classes of the event.
+    /// Takes one event in. O(log n) in the risk sets kept (at most 256), linear in the classes of the event.
     pub fn observe(&mut self, observation: &Observation, settings: &GateSettings) {
         let limit = settings.per_window;
         match observation {
-            Observation::Joined { arm, stratum, site } => self.errors.join(*arm, stratum, site),
-            Observation::Left { arm, stratum, site } => {
-                // Nobody at risk there: a repeated report, nothing to take out.
-                let _ = self.errors.leave(*arm, stratum, site);
+            Observation::Joined { arm, cohort, stratum, site } => {
+                self.errors.join(*arm, Place { cohort: *cohort, stratum, site });
             }
-            Observation::FirstBad { device, arm, stratum, site, hour } => {
-                self.errors.first_bad(device, *arm, (stratum, site), *hour, settings.errors.margin);
+            Observation::Left { arm, cohort, stratum, site } => {
+                // Nobody at risk there: a repeated report, nothing to take out.
+                let _ = self.errors.leave(*arm, Place { cohort: *cohort, stratum, site });
+            }
+            Observation::FirstBad { device, arm, cohort, stratum, site, hour } => {
+                let place = Place { cohort: *cohort, stratum, site };
+                self.errors.first_bad(device, *arm, place, *hour, settings.errors.margin);
             }
             Observation::DeviceHour { device, arm, bad } => self.errors.device_hour(device, *arm, *bad),
             Observation::Latency { device, stratum, vote } => self.latency.vote(device, stratum, *vote),

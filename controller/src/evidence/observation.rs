@@ -63,12 +63,16 @@ pub enum Observation {
     /// A device enters the risk set: a canary when it activated, its controls at the same moment.
     Joined {
         arm: Arm,
+        /// The stage whose canaries are compared. Those of an earlier one that are still at risk are the
+        /// healthier ones, so each has a risk set of its own.
+        cohort: u16,
         stratum: String,
         site: String,
     },
     /// A device leaves without a bad window: removed, superseded, changed arm.
     Left {
         arm: Arm,
+        cohort: u16,
         stratum: String,
         site: String,
     },
@@ -77,6 +81,7 @@ pub enum Observation {
     FirstBad {
         device: DeviceId,
         arm: Arm,
+        cohort: u16,
         stratum: String,
         site: String,
         hour: u64,

@@ -3,7 +3,8 @@
 //! u = HMAC-SHA256(seed, device id) orders the devices of a stratum at random; the strata are interleaved in
 //! proportion, and stages are cumulative cuts of that order. So every cut holds every stratum's share to
 //! within one device, and sizes are exact. Shadow devices are the lowest: they are the first canaries
-//! later. Controls are the highest of the canaries' strata.
+//! later. Controls are the highest of the canaries' strata: three for each canary of the stage that asks, one
+//! for each of up to 500 of every stage after it, so that evidence goes on growing.
 
 use super::plan::Plan;
 use edgefleet_shared::{
@@ -57,6 +58,8 @@ pub struct Member {
     pub rank: u64,
     /// A canary and its controls have the same number.
     pub match_of: Option<u32>,
+    /// The stage whose canaries it is compared with: a canary's own, a control's canary's.
+    pub cohort: u16,
 }
 
 /// Everybody's place. Depends on plan, seed and the set of candidates; not on their order.
@@ -83,7 +86,10 @@ pub struct MembershipSummary {
 pub struct StageSize {
     /// Devices whose turn is in this stage, controls included.
     pub devices: u64,
+    /// Those of them that are controls until then.
     pub controls: u64,
+    /// Controls that the canaries of this stage have.
+    pub against: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

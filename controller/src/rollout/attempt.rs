@@ -34,6 +34,9 @@ pub struct Attempt {
     pub rank: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_of: Option<u32>,
+    /// The stage whose canaries it is compared with.
+    #[serde(default)]
+    pub cohort: u16,
     #[serde(flatten)]
     pub state: AttemptState,
     /// When it came into this state.
@@ -177,12 +180,12 @@ pub struct Comparison {
     pub done: bool,
 }
 
-/// Geometric mean of the p95 of windows, milliseconds.
+/// Geometric mean of the p95 of windows, milliseconds, each weighed by its results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Speed {
     pub sum_ln: f64,
-    pub n: u32,
+    pub results: f64,
 }
 
 /// What was heard of a device, as the shell translates it.
@@ -277,6 +280,7 @@ impl Attempt {
             group: member.group.as_ref().map(ToString::to_string),
             rank: member.rank,
             match_of: member.match_of,
+            cohort: member.cohort,
             state: if held { AttemptState::Held } else { AttemptState::Planned },
             since: now,
             mode: if member.shadow.is_some() { Mode::Shadow } else { Mode::Active },

@@ -11,19 +11,23 @@ use crate::evidence::{self, BeforeAfter, Disagreement, Observation, Reporting, l
 use edgefleet_shared::time::Timestamp;
 use std::collections::BTreeMap;
 
-/// Windows that a geometric mean of p95 takes in; enough for a week of five-minute windows.
-const MOST_WINDOWS: u32 = 2_016;
+/// Results that a mean of p95 takes in; whoever has that many knows it well.
+const MOST_RESULTS: f64 = 1e9;
+/// What a window weighs at most: beyond, its p95 wanders for other reasons than chance.
+const MOST_WEIGHT: f64 = 1_000.0;
 
 impl Speed {
-    fn take(&mut self, p95_ms: f64) {
-        if p95_ms.is_finite() && p95_ms > 0.0 && self.n < MOST_WINDOWS {
-            self.sum_ln += p95_ms.ln();
-            self.n += 1;
+    /// A window counts by its results: one that a switch cut short says little.
+    fn take(&mut self, p95_ms: f64, results: u64) {
+        if p95_ms.is_finite() && p95_ms > 0.0 && self.results < MOST_RESULTS {
+            let weight = (results as f64).min(MOST_WEIGHT);
+            self.sum_ln += weight * p95_ms.ln();
+            self.results += weight;
         }
     }
-    /// Milliseconds; 0 without windows.
+    /// Milliseconds; 0 without results.
     pub fn mean_ms(self) -> f64 {
-        if self.n == 0 { 0.0 } else { (self.sum_ln / f64::from(self.n)).exp() }
+        if self.results > 0.0 { (self.sum_ln / self.results).exp() } else { 0.0 }
     }
 }
 
@@ -41,6 +45,7 @@ impl Attempt {
             self.compared.joined = Some(now);
             moves.push(observed(Observation::Joined {
                 arm: evidence::Arm::Control,
+                cohort: self.cohort,
                 stratum: self.stratum.clone(),
                 site: self.site.clone(),
             }));
@@ -53,6 +58,7 @@ impl Attempt {
             self.compared.left = true;
             moves.push(observed(Observation::Left {
                 arm,
+                cohort: self.cohort,
                 stratum: self.stratum.clone(),
                 site: self.site.clone(),
             }));
@@ -73,12 +79,12 @@ impl Attempt {
             return;
         }
         if before {
-            return self.compared.before.take(window.p95_ms.unwrap_or(0.0));
+            return self.compared.before.take(window.p95_ms.unwrap_or(0.0), window.requests);
         }
         self.compared.windows = self.compared.windows.saturating_add(1);
         let until = self.compared.joined.map(|joined| joined + plan.wait(plan.assign.compare));
         if until.is_some_and(|until| window.start <= until) {
-            self.compared.after.take(window.p95_ms.unwrap_or(0.0));
+            self.compared.after.take(window.p95_ms.unwrap_or(0.0), window.requests);
         }
         let hour = window.start.as_secs() / 3_600;
         if window.bad && !self.compared.left {
@@ -86,6 +92,7 @@ impl Attempt {
             moves.push(observed(Observation::FirstBad {
                 device: self.device.clone(),
                 arm,
+                cohort: self.cohort,
                 stratum: self.stratum.clone(),
                 site: self.site.clone(),
                 hour,

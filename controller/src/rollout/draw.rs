@@ -186,9 +186,12 @@ struct Layout {
     strata: Vec<Stratum>,
     /// Index into the lots to the canary's number.
     matched: HashMap<usize, u32>,
+    /// Index into the lots to the number of the control's canary.
     controls: HashMap<usize, u32>,
 }
 
+/// Canaries of one later stage that get a control: evidence gains little beyond, and each pair costs work.
+const MOST_COMPARED: usize = 500;
 /// Canaries below which device-level gates are powerless anyway (DECISIONS 25).
 const ENOUGH_CANARIES: u64 = 10;
 
@@ -197,7 +200,7 @@ impl Layout {
         let n = lots.len() as u64;
         let cuts = cuts(plan, n);
         let last = plan.last_stage();
-        let comparing = |stage: &Stage| stage.mode == Mode::Active && stage.devices.is_empty();
+        let comparing = |stage: &Stage| stage.mode == Mode::Active && stage.is_drawn();
         let possible: Vec<_> = (0..last).filter(|s| comparing(&plan.stages[*s]) && cuts[*s] > 0).collect();
         let asked = |s: &usize| plan.stages[*s].gates.iter().any(|gate| gate.is_device_level());
         // The first stage that asks and is large enough; in a small fleet one that is large enough at least.
@@ -216,6 +219,7 @@ impl Layout {
         let mut layout =
             Self { cuts, canary_stage, strata, matched: HashMap::new(), controls: HashMap::new() };
         layout.match_controls(plan, lots);
+        layout.match_later(plan, lots);
         layout
     }
 
@@ -247,6 +251,41 @@ impl Layout {
         }
     }
 
+    /// Gives the canaries of the stages after it one control each, out of the devices that would have waited
+    /// for the last stage anyway. They are compared among themselves: the controls of the stage before that
+    /// are still at risk by then are the healthier ones.
+    fn match_later(&mut self, plan: &Plan, lots: &[Lot<'_>]) {
+        let Some(canary_stage) = self.canary_stage else { return };
+        let free: Vec<usize> = (0..lots.len()).filter(|index| !self.controls.contains_key(index)).collect();
+        let cut = |stage: usize| usize::try_from(self.cuts[stage]).map_or(free.len(), |n| n.min(free.len()));
+        let drawn =
+            |stage: &usize| plan.stages[*stage].is_drawn() && plan.stages[*stage].mode == Mode::Active;
+        let later: Vec<usize> = (canary_stage + 1..plan.last_stage()).filter(drawn).collect();
+        let Some(top) = later.last().map(|stage| cut(*stage)) else { return };
+        let mut spare: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for index in &free[top..] {
+            spare.entry(lots[*index].stratum).or_default().push(*index); // the highest last
+        }
+        let mut from = cut(canary_stage);
+        let mut found = Vec::new();
+        for stage in later {
+            let to = cut(stage).max(from);
+            let pairs = free[from..to].iter().filter_map(|canary| {
+                let control = spare.get_mut(&lots[*canary].stratum)?.pop()?;
+                Some((*canary, control))
+            });
+            found.extend(pairs.take(MOST_COMPARED));
+            from = to;
+        }
+        for (canary, control) in found {
+            self.matched.insert(canary, canary as u32);
+            self.controls.insert(control, canary as u32);
+            let row = &mut self.strata[lots[canary].stratum as usize];
+            row.canaries += 1;
+            row.controls += 1;
+        }
+    }
+
     fn members(
         self,
         plan: &Plan,
@@ -261,40 +300,48 @@ impl Layout {
         let mut stages = vec![StageSize::default(); plan.stages.len()];
         let mut hash = DigestHasher::new();
         let named = self.strata.len() as u16;
-        let mut push =
-            |members: &mut Vec<Member>, index: usize, stage: u16, shadow, arm, stratum, match_of| {
-                let candidate = &candidates[index];
-                let mut text = |key: &str| {
-                    candidate.attributes.get(key).map(|value| {
-                        let number = texts.number(value);
-                        texts.names[number as usize].clone()
-                    })
-                };
-                let member = Member {
-                    device: candidate.device.clone(),
-                    stage,
-                    shadow,
-                    arm,
-                    stratum,
-                    site: text("site").unwrap_or_else(|| Arc::from("")),
-                    group: label.and_then(&mut text),
-                    rank: members.len() as u64,
-                    match_of,
-                };
-                for size in [Some(stage), shadow].into_iter().flatten() {
-                    stages[usize::from(size)].devices += 1;
-                }
-                stages[usize::from(stage)].controls += u64::from(arm == Arm::Control);
-                hash.update(member.device.as_str().as_bytes());
-                hash.update(&[0, stage as u8, shadow.map_or(255, |s| s as u8), arm as u8]);
-                members.push(member);
+        let mut push = |members: &mut Vec<Member>,
+                        index: usize,
+                        stage: u16,
+                        shadow,
+                        arm,
+                        stratum,
+                        match_of,
+                        cohort: u16| {
+            let candidate = &candidates[index];
+            let mut text = |key: &str| {
+                candidate.attributes.get(key).map(|value| {
+                    let number = texts.number(value);
+                    texts.names[number as usize].clone()
+                })
             };
+            let member = Member {
+                device: candidate.device.clone(),
+                stage,
+                shadow,
+                arm,
+                stratum,
+                site: text("site").unwrap_or_else(|| Arc::from("")),
+                group: label.and_then(&mut text),
+                rank: members.len() as u64,
+                match_of,
+                cohort,
+            };
+            for size in [Some(stage), shadow].into_iter().flatten() {
+                stages[usize::from(size)].devices += 1;
+            }
+            stages[usize::from(stage)].controls += u64::from(arm == Arm::Control);
+            stages[usize::from(cohort)].against += u64::from(arm == Arm::Control);
+            hash.update(member.device.as_str().as_bytes());
+            hash.update(&[0, stage as u8, shadow.map_or(255, |s| s as u8), arm as u8]);
+            members.push(member);
+        };
         // A named device of a shadow stage has its active turn in the next active one.
         for (stage, _, index) in lab {
             let at = usize::from(*stage);
             let active = (at..=last).find(|s| plan.stages[*s].mode == Mode::Active).unwrap_or(last);
             let shadow = (plan.stages[at].mode == Mode::Shadow && active != at).then_some(*stage);
-            push(&mut members, *index, active as u16, shadow, Arm::None, named, None);
+            push(&mut members, *index, active as u16, shadow, Arm::None, named, None, active as u16);
         }
         let of = |mode: Mode, cut: u64| {
             (0..last).find(|s| {
@@ -302,6 +349,7 @@ impl Layout {
             })
         };
         let mut place = 0;
+        let mut stage_of: HashMap<u32, u16> = HashMap::new();
         for (index, lot) in lots.iter().enumerate() {
             let (stage, shadow, arm) = if self.controls.contains_key(&index) {
                 (last, None, Arm::Control)
@@ -312,6 +360,11 @@ impl Layout {
                 (stage, shadow, if stage < last { Arm::Canary } else { Arm::None })
             };
             let match_of = self.controls.get(&index).or_else(|| self.matched.get(&index)).copied();
+            // Canaries stand before their controls.
+            let cohort = match match_of {
+                Some(number) => *stage_of.entry(number).or_insert(stage as u16),
+                None => stage as u16,
+            };
             push(
                 &mut members,
                 lot.index,
@@ -320,6 +373,7 @@ impl Layout {
                 arm,
                 lot.stratum as u16,
                 match_of,
+                cohort,
             );
         }
         let mut strata = self.strata;
@@ -391,5 +445,6 @@ pub(super) fn late(
         // Behind everybody, in random order.
         rank: 1 << 62 | Keyed::new(seed.bytes()).number(candidate.device.as_str().as_bytes()) >> 2,
         match_of: None,
+        cohort: plan.last_stage() as u16,
     }
 }

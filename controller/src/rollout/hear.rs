@@ -226,12 +226,15 @@ impl Attempt {
         self.activated_at = Some(now);
         if self.arm == Arm::Canary {
             self.compared.joined = Some(now);
-            moves.push(observed(Observation::Joined {
-                arm: crate::evidence::Arm::Canary,
-                stratum: self.stratum.clone(),
-                site: self.site.clone(),
-            }));
+            // Without controls of its own it is in no risk set: its hours count, its first bad one is no draw.
+            self.compared.left = self.match_of.is_none();
             if let Some(match_of) = self.match_of {
+                moves.push(observed(Observation::Joined {
+                    arm: crate::evidence::Arm::Canary,
+                    cohort: self.cohort,
+                    stratum: self.stratum.clone(),
+                    site: self.site.clone(),
+                }));
                 moves.push(Move::ControlsJoin { match_of });
             }
         }

@@ -214,6 +214,10 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Its devices are drawn by lot, not named.
+    pub fn is_drawn(&self) -> bool {
+        self.devices.is_empty()
+    }
     pub fn named(name: &str) -> Self {
         Self {
             name: name.to_owned(),

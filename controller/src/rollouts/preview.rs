@@ -21,6 +21,7 @@ use edgefleet_shared::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What is known of the fleet. `None`: not known; the preview then says what it assumed.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +128,8 @@ pub enum LimitedBy {
     Nothing,
     Rate,
     Concurrency,
+    /// Redundancy groups: few of each may be under way at a time.
+    Groups,
     Bandwidth,
     BytesPerDay,
     Spread,
@@ -166,6 +169,23 @@ const LEAST_SOAK: Span = Span::hours(1);
 /// Devices of a stage that are named.
 const NAMED: usize = 5;
 
+/// Redundancy groups among `turns`: devices of each, and how many of them may be under way at a time.
+fn groups(plan: &Plan, membership: &Membership, turns: &[&Member]) -> Vec<(u64, u64)> {
+    let Some((_, share)) = plan.group_rule() else { return Vec::new() };
+    let mut sizes: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for group in membership.members.iter().filter_map(|member| member.group.as_deref()) {
+        sizes.entry(group).or_default().1 += 1;
+    }
+    for group in turns.iter().filter_map(|member| member.group.as_deref()) {
+        sizes.entry(group).or_default().0 += 1;
+    }
+    sizes
+        .into_values()
+        .map(|(here, all)| (here, share.of(all).max(1)))
+        .filter(|(here, _)| *here > 0)
+        .collect()
+}
+
 /// What `plan` would do to `membership`.
 ///
 /// `mistakes`: what the plan's check found. `power`: [`forecast`](crate::evidence::power::forecast) with a seed
@@ -184,8 +204,9 @@ pub fn preview(
     let limits = &plan.limits;
     let concurrency = limits.concurrency.of(members).max(limits.concurrency_min).max(1);
     let last_canaries = membership.summary.canary_stage.unwrap_or(u16::MAX);
-    let arms = |arm, until| {
-        membership.members.iter().filter(|member| member.arm == arm && member.stage <= until).count() as u64
+    let arms = |arm| {
+        let compared = |member: &&Member| member.arm == arm && member.cohort <= last_canaries;
+        membership.members.iter().filter(compared).count() as u64
     };
 
     let mut stages = Vec::new();
@@ -208,6 +229,7 @@ pub fn preview(
             devices,
             download: bytes.checked_div(devices).unwrap_or(0),
             concurrency,
+            groups: groups(plan, membership, &turns),
             spread: stage.spread,
             wanted: stage.coverage.unwrap_or(if plan.is_last(index) { ALL } else { COVERAGE }).of(devices),
             successes,
@@ -246,8 +268,8 @@ pub fn preview(
         assumed: find::assumed(plan, facts),
         devices: members,
         online: facts.online,
-        canaries: arms(Arm::Canary, last_canaries),
-        controls: arms(Arm::Control, u16::MAX),
+        canaries: arms(Arm::Canary),
+        controls: arms(Arm::Control),
         strata: membership.summary.strata.iter().filter(|stratum| stratum.devices > 0).cloned().collect(),
         strata_by: plan.assign.strata.clone(),
         false_alarms: plan.gates.alpha,

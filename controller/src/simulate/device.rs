@@ -54,6 +54,8 @@ pub(super) struct Unit {
     pub dark: bool,
     /// Sends windows.
     pub watched: bool,
+    /// The end of the window under way, milliseconds.
+    pub window_due: u64,
 }
 
 /// What the newest desired state of a device asks.

@@ -112,6 +112,10 @@ impl World {
             Move::ControlsJoin { match_of } => {
                 for control in self.members.controls(match_of).to_vec() {
                     self.attempt_hears(control, &DeviceSaid::CanaryActivated);
+                    self.look_closer(self.members.place(control).device);
+                }
+                if let Some(canary) = self.members.canary(match_of) {
+                    self.look_closer(self.members.place(canary).device);
                 }
             }
             Move::CompareDue { match_of } => {

@@ -13,6 +13,7 @@ pub(super) struct Place {
     pub arm: Arm,
     pub stratum: u16,
     pub match_of: Option<u32>,
+    pub cohort: u16,
     pub rank: u64,
 }
 
@@ -67,6 +68,7 @@ impl Members {
             arm: member.arm,
             stratum: member.stratum,
             match_of: member.match_of,
+            cohort: member.cohort,
             rank: member.rank,
         });
         self.planned.push(u64::MAX);
@@ -121,6 +123,7 @@ impl Members {
             group: group_label.and_then(text),
             rank: place.rank,
             match_of: place.match_of,
+            cohort: place.cohort,
         }
     }
 

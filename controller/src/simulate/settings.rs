@@ -16,7 +16,7 @@ pub struct Settings {
     pub plan: Plan,
     /// Mean devices of a site.
     pub per_site: u32,
-    /// Length of the windows of canaries with controls and of those controls, seconds; others send one an hour.
+    /// Length of the windows of canaries and controls while they are compared, seconds; otherwise an hour.
     pub window_secs: u64,
     /// Windows of every canary; otherwise only of shadow devices, of the first canaries and of their controls.
     pub all_windows: bool,
@@ -25,7 +25,7 @@ pub struct Settings {
     pub people: People,
     /// Somebody looks (a tick) this often on top of the rollout's own wishes, milliseconds.
     pub look_every: Option<u64>,
-    /// Freeze periods, line stops, pauses, superseding, late joiners: how many of them.
+    /// Freeze periods, line stops, devices that leave the selection or the fleet, superseding: how many of them.
     pub troubles: u32,
     /// Virtual time after which the simulation stops, days.
     pub days: u64,

@@ -31,33 +31,52 @@ impl World {
         if !unit.watched {
             unit.watched = true;
             unit.from = (self.now / 1_000) as u32;
-            self.queue.push(self.now + 1 + phase, Item::Window { device });
+            self.plan_window(device, 1 + phase);
         }
+    }
+
+    /// Real devices send a window every few minutes; here those do that are about to be compared.
+    pub(super) fn look_closer(&mut self, device: u32) {
+        if self.units[device as usize].watched {
+            self.cut_window(device);
+            let length = self.window_length(device);
+            self.plan_window(device, length);
+        }
+    }
+
+    fn plan_window(&mut self, device: u32, after: u64) {
+        let due = self.now + after;
+        self.units[device as usize].window_due = due;
+        self.queue.push(due, Item::Window { device });
     }
 
     /// Short while canaries are compared with their controls, an hour otherwise.
     fn window_length(&self, device: u32) -> u64 {
         let rollout = &self.docs.rollout;
-        let member = self.members.of_device(device);
-        let compared = member.is_some_and(|member| self.members.place(member).match_of.is_some());
-        let stage = rollout.membership.canary_stage.and_then(|stage| rollout.stages.get(usize::from(stage)));
-        let over = stage.and_then(|stage| stage.soak_from).is_some_and(|from| {
+        let place = self.members.of_device(device).map(|member| self.members.place(member));
+        let stage = place
+            .filter(|place| place.match_of.is_some() && place.cohort <= rollout.stage)
+            .and_then(|place| rollout.stages.get(usize::from(place.cohort)));
+        let soon = stage.is_some_and(|stage| {
             let long =
                 rollout.plan.wait(rollout.plan.assign.compare) + std::time::Duration::from_secs(2 * 3_600);
-            self.time().since(from) > long
+            stage.soak_from.is_none_or(|from| self.time().since(from) <= long)
         });
-        if compared && !over { self.settings.window_secs * 1_000 } else { HOUR }
+        if soon { self.settings.window_secs * 1_000 } else { HOUR }
     }
 
     /// The regular end of a window.
     pub(super) fn window_over(&mut self, device: u32) {
+        if self.units[device as usize].window_due != self.now {
+            return; // planned anew since
+        }
         if self.docs.rollout.is_terminal() || !self.units[device as usize].watched {
             self.units[device as usize].watched = false;
             return;
         }
         self.cut_window(device);
         let length = self.window_length(device);
-        self.queue.push(self.now + length, Item::Window { device });
+        self.plan_window(device, length);
     }
 
     /// Ends the window under way and sends it: also before every change of bundle or role.

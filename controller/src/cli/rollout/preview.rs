@@ -97,6 +97,7 @@ fn stage(stage: &StagePreview) -> Vec<String> {
         LimitedBy::Nothing => "-",
         LimitedBy::Rate => "rate",
         LimitedBy::Concurrency => "concurrency",
+        LimitedBy::Groups => "redundancy groups",
         LimitedBy::Bandwidth => "bandwidth",
         LimitedBy::BytesPerDay => "bytes per day",
         LimitedBy::Spread => "spread",

@@ -90,8 +90,12 @@ impl Fleet {
     }
 
     pub(super) fn joins(&self) -> Vec<Observation> {
-        let join =
-            |d: &Device| Observation::Joined { arm: d.arm, stratum: d.stratum.clone(), site: d.site.clone() };
+        let join = |d: &Device| Observation::Joined {
+            arm: d.arm,
+            cohort: 0,
+            stratum: d.stratum.clone(),
+            site: d.site.clone(),
+        };
         self.devices.iter().map(join).collect()
     }
 
@@ -128,7 +132,8 @@ impl Fleet {
             let (device, arm) = (d.id.clone(), d.arm);
             let over = clean_hours.then(|| Observation::DeviceHour { device: device.clone(), arm, bad });
             let (stratum, site) = (d.stratum.clone(), d.site.clone());
-            let first = first.then_some(Observation::FirstBad { device, arm, stratum, site, hour });
+            let first =
+                first.then_some(Observation::FirstBad { device, arm, cohort: 0, stratum, site, hour });
             over.into_iter().chain(first).collect::<Vec<_>>()
         };
         arrivals.iter_mut().for_each(|arrived| arrived.sort_unstable());

@@ -30,12 +30,16 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn observation() -> impl Strategy<Value = Observation> {
-    let joined =
-        (arm(), name(), name()).prop_map(|(arm, stratum, site)| Observation::Joined { arm, stratum, site });
-    let left =
-        (arm(), name(), name()).prop_map(|(arm, stratum, site)| Observation::Left { arm, stratum, site });
+    let joined = (arm(), 0u16..4, name(), name())
+        .prop_map(|(arm, cohort, stratum, site)| Observation::Joined { arm, cohort, stratum, site });
+    let left = (arm(), 0u16..4, name(), name()).prop_map(|(arm, cohort, stratum, site)| Observation::Left {
+        arm,
+        cohort,
+        stratum,
+        site,
+    });
     let first = (device(), arm(), name(), name(), count()).prop_map(|(device, arm, stratum, site, hour)| {
-        Observation::FirstBad { device, arm, stratum, site, hour }
+        Observation::FirstBad { device, arm, cohort: 0, stratum, site, hour }
     });
     let hour = (device(), arm(), any::<bool>()).prop_map(|(device, arm, bad)| Observation::DeviceHour {
         device,
@@ -157,8 +161,10 @@ fn the_document_stays_small_with_100_000_devices_with_the_longest_names() {
         let device: DeviceId = format!("{:0>64}", format!("d{i}")).parse().unwrap();
         let arm = if i % 4 == 0 { Arm::Canary } else { Arm::Control };
         let (stratum, site) = (format!("{i:0>60}"), format!("site-{i}"));
-        evidence
-            .observe(&Observation::Joined { arm, stratum: stratum.clone(), site: site.clone() }, &settings);
+        evidence.observe(
+            &Observation::Joined { arm, cohort: 0, stratum: stratum.clone(), site: site.clone() },
+            &settings,
+        );
         if i % 2 == 0 {
             continue;
         }
@@ -166,7 +172,14 @@ fn the_document_stays_small_with_100_000_devices_with_the_longest_names() {
         let n = 700 + u64::from(i) % 13;
         for told in [
             Observation::DeviceHour { device: device.clone(), arm: Arm::Canary, bad: i % 11 == 0 },
-            Observation::FirstBad { device: device.clone(), arm, stratum: stratum.clone(), site, hour },
+            Observation::FirstBad {
+                device: device.clone(),
+                arm,
+                cohort: 0,
+                stratum: stratum.clone(),
+                site,
+                hour,
+            },
             Observation::Latency { device: device.clone(), stratum: stratum.clone(), vote: Vote::Slower },
             Observation::Exceeded { device: device.clone(), n, x: n / 7 },
             Observation::Hard { device: device.clone(), failure: HardFailure::Lost },

@@ -40,12 +40,19 @@ fn labels(i: usize, wins: u64, losses: u64) -> Observation {
 }
 
 fn first_bad(i: usize, arm: Arm, site: &str, hour: u64) -> Observation {
-    Observation::FirstBad { device: device(i), arm, stratum: "pi4".into(), site: site.into(), hour }
+    Observation::FirstBad {
+        device: device(i),
+        arm,
+        cohort: 0,
+        stratum: "pi4".into(),
+        site: site.into(),
+        hour,
+    }
 }
 
 fn joined(arm: Arm, count: usize, site: &str) -> impl Iterator<Item = Observation> {
     let site = site.to_owned();
-    (0..count).map(move |_| Observation::Joined { arm, stratum: "pi4".into(), site: site.clone() })
+    (0..count).map(move |_| Observation::Joined { arm, cohort: 0, stratum: "pi4".into(), site: site.clone() })
 }
 
 /// A candidate without a fault, on every gate of a plan.

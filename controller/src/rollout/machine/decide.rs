@@ -334,16 +334,14 @@ impl Rollout {
     /// How many devices each arm has by now.
     pub(in super::super) fn arms(&self) -> ArmSizes {
         let last = self.plan.last_stage();
-        let canaries: u64 = (0..=self.at().min(last))
-            .filter(|n| {
-                *n < last
-                    && self.plan.stages[*n].mode == Mode::Active
-                    && self.plan.stages[*n].devices.is_empty()
-            })
-            .filter_map(|n| self.membership.stages.get(n))
-            .map(|stage| stage.devices)
-            .sum();
-        let controls: u64 = self.membership.stages.iter().map(|stage| stage.controls).sum();
+        let (mut canaries, mut controls) = (0, 0);
+        for (plan, size) in self.plan.stages.iter().zip(&self.membership.stages).take(last.min(self.at() + 1))
+        {
+            if plan.mode == Mode::Active && plan.is_drawn() {
+                canaries += size.devices;
+                controls += size.against;
+            }
+        }
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         ArmSizes { canaries: narrow(canaries), controls: narrow(controls) }
     }

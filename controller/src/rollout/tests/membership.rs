@@ -43,7 +43,8 @@ proptest! {
         for member in drawn.members.iter().filter(|m| m.arm == Arm::Control) {
             prop_assert_eq!((member.stage, member.shadow), (last, None));
             let canary = drawn.members.iter().find(|c| c.arm == Arm::Canary && c.match_of == member.match_of).unwrap();
-            prop_assert_eq!(canary.stratum, member.stratum);
+            prop_assert_eq!((canary.stratum, canary.stage), (member.stratum, member.cohort));
+            prop_assert!(canary.rank < member.rank);
         }
         // Every stage's cut holds each stratum's share to within one device.
         for stage in 0..last {
@@ -77,10 +78,23 @@ fn sizes_are_exact_and_small_fleets_go_one_three_ten_and_the_rest() {
         let sizes: Vec<_> = drawn.summary.stages.iter().map(|stage| stage.devices).collect();
         assert_eq!(sizes, wanted, "{n}");
     }
-    for (n, canary_stage, controls) in [(1_000, 1, 30), (40, 3, 15), (30, 3, 10), (12, 3, 1)] {
+    for (n, canary_stage, controls) in [
+        (1_000, 1, [0, 30, 40, 200, 0]),
+        // No more than have something to compare with, and no more than evidence needs.
+        (10_000, 1, [0, 150, 450, 500, 0]),
+        (40, 3, [0, 2, 4, 9, 0]),
+        (30, 3, [0, 1, 2, 7, 0]),
+        (12, 3, [0, 1, 0, 0, 0]),
+    ] {
         let drawn = members(&plan(), &ids(n), &attributes(n, 1));
-        let found: u64 = drawn.summary.stages.iter().map(|stage| stage.controls).sum();
-        assert_eq!((drawn.summary.canary_stage, found), (Some(canary_stage), controls), "{n}");
+        let found: Vec<_> = drawn.summary.stages.iter().map(|stage| stage.against).collect();
+        assert_eq!(
+            (drawn.summary.canary_stage, found.as_slice()),
+            (Some(canary_stage), &controls[..]),
+            "{n}"
+        );
+        let held: u64 = drawn.summary.stages.iter().map(|stage| stage.controls).sum();
+        assert_eq!(held, controls.iter().sum::<u64>(), "{n}");
     }
 }
 

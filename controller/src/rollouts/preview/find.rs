@@ -130,11 +130,11 @@ impl Sizes {
         Self {
             canaries: match mode {
                 Mode::Shadow => count(&|m| m.shadow.map(usize::from) == Some(index)),
-                Mode::Active => count(&|m| m.arm == Arm::Canary && usize::from(m.stage) <= index),
+                Mode::Active => count(&|m| m.arm == Arm::Canary && usize::from(m.cohort) <= index),
             },
             controls: match mode {
                 Mode::Shadow => 0,
-                Mode::Active => count(&|m| m.arm == Arm::Control),
+                Mode::Active => count(&|m| m.arm == Arm::Control && usize::from(m.cohort) <= index),
             },
             shadows: plan.stages[..=index].iter().any(|stage| stage.mode == Mode::Shadow),
         }

@@ -25,6 +25,8 @@ pub(super) struct Turns<'a> {
     pub download: u64,
     /// Most of them at a time.
     pub concurrency: u64,
+    /// Redundancy groups: devices that have their turn here, and most of them at a time.
+    pub groups: Vec<(u64, u64)>,
     /// Evenly over this time.
     pub spread: Option<Span>,
     /// So many have to be finished before the soak begins.
@@ -40,7 +42,8 @@ pub(super) struct Delivery {
     pub limited_by: LimitedBy,
 }
 
-const LIMITS: [LimitedBy; 5] = [
+const LIMITS: [LimitedBy; 6] = [
+    LimitedBy::Groups,
     LimitedBy::Concurrency,
     LimitedBy::Rate,
     LimitedBy::Spread,
@@ -97,6 +100,7 @@ impl Turns<'_> {
             .spread
             .filter(|_| on(LimitedBy::Spread))
             .map_or(0.0, |spread| self.plan.wait(spread).as_secs_f64() / self.devices as f64);
+        let by_groups = if on(LimitedBy::Groups) { self.waves() * (own + self.watch_secs()) } else { 0.0 };
         let cap = if on(LimitedBy::Concurrency) { self.concurrency.max(1) } else { u64::MAX };
         let watch = self.watch_secs();
 
@@ -126,7 +130,25 @@ impl Turns<'_> {
             last = fetched + watch;
             ends.push_back(last);
         }
-        last
+        last.max(by_groups)
+    }
+
+    /// How many times a device's own duration passes until `wanted` are finished, if only groups hold back:
+    /// each goes in waves of what it may have in flight.
+    fn waves(&self) -> f64 {
+        let grouped: u64 = self.groups.iter().map(|(devices, _)| devices).sum();
+        let mut finished = self.devices.saturating_sub(grouped);
+        let (mut waves, mut wave) = (u64::from(finished > 0), 0);
+        while finished < self.wanted.min(self.devices) {
+            let left = |(devices, most): &(u64, u64)| {
+                let most = (*most).max(1);
+                devices.saturating_sub(most.saturating_mul(wave)).min(most)
+            };
+            finished += self.groups.iter().map(left).sum::<u64>();
+            wave += 1;
+            waves = wave;
+        }
+        waves as f64
     }
 }
 
@@ -147,6 +169,7 @@ mod tests {
             devices,
             download: 0,
             concurrency,
+            groups: Vec::new(),
             spread: None,
             wanted: devices,
             successes: 0,
@@ -169,6 +192,20 @@ mod tests {
         // 1,000 at 50, at 100 and at 200 a minute: 35 minutes.
         assert_eq!(played.limited_by, LimitedBy::Rate);
         assert!((2_080.0..2_130.0).contains(&played.secs), "{played:?}");
+    }
+
+    #[test]
+    fn redundancy_groups_go_in_waves_of_their_own() {
+        let plan = Plan { probation: Span::secs(590), ..plan() };
+        // Ten pairs of which one may go at a time, a group of twelve in waves of five, and eight of none.
+        let groups: Vec<_> = [(2, 1); 10].into_iter().chain([(12, 5)]).collect();
+        let all = deliver(&Turns { groups: groups.clone(), ..turns(&plan, 40, 40) });
+        assert_eq!(all, Delivery { secs: 1_800.0, limited_by: LimitedBy::Groups });
+        // Of the first waves 8, 10 and 5 are done, of the second 10 and 5.
+        for (wanted, waves) in [(23, 1.0), (24, 2.0), (38, 2.0), (39, 3.0)] {
+            let turns = Turns { groups: groups.clone(), wanted, ..turns(&plan, 40, 40) };
+            assert_eq!(turns.waves(), waves, "{wanted}");
+        }
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn times(plan: &Plan, facts: &FleetFacts, preview: &Preview, all: &mut Vec<Strin
                 plan.probation
             ),
             LimitedBy::Rate => "`limits.start_per_min`, `growth` and `cap_per_min` set that".to_owned(),
+            LimitedBy::Groups => "`assign.max_in_flight_per` sets that".to_owned(),
             LimitedBy::Bandwidth => "the controller's and the devices' byte budgets set that".to_owned(),
             LimitedBy::BytesPerDay => "`limits.bytes_per_day` sets that".to_owned(),
             // Asked for in so many words, or nobody waits at all.

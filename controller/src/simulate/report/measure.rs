@@ -29,7 +29,7 @@ pub struct Effort {
 impl Effort {
     /// DECISIONS 27.
     pub fn full() -> Self {
-        Self { harmless: 10_000, harmful: 1_000, peeking: 2_000, devices: 2_000, seed: 1, threads: 2 }
+        Self { harmless: 10_000, harmful: 333, peeking: 333, devices: 2_000, seed: 1, threads: 2 }
     }
     pub fn short() -> Self {
         Self { harmless: 80, harmful: 8, peeking: 2, threads: 2, ..Self::full() }

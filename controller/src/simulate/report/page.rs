@@ -75,7 +75,8 @@ fn head(text: &mut String, measured: &Measured) {
          `errors-N` multiplies every device's rate of bad hours by N. Read its rows with two things in mind: a gate that no \
          single device may decide learns little from twenty canaries in three days, and below `errors.max_bad_rate` (2 % of \
          device-hours) errors count as safe however they compare; most devices of this fleet stay below it even at five \
-         times their rate. `edgefleet rollout plan` prints what your plan finds on your fleet.\n",
+         times their rate. Such rollouts go on, and are stopped, if at all, by the canaries of later stages, who have controls \
+         of their own. `edgefleet rollout plan` prints what your plan finds on your fleet.\n",
         effort.devices,
         effort.seed,
         percent(measured.alpha),

@@ -137,7 +137,7 @@ fn finish(
     rollout.waiting = waiting.clone();
     let sizes = rollout.stages.iter().zip(&rollout.plan.stages).map(|(progress, stage)| StageSize {
         devices: if stage.mode == crate::rollout::Mode::Active { progress.counts.members() } else { 0 },
-        controls: 0,
+        ..StageSize::default()
     });
     rollout.membership.stages = sizes.collect();
     let mut explanation = Explanation::of(&rollout, verdicts, rollout.clock);
@@ -272,6 +272,7 @@ fn attempt(rollout: &Rollout, n: u64, arm: Arm, state: AttemptState) -> Attempt 
         group: None,
         rank: n,
         match_of: None,
+        cohort: 1,
     };
     let mut attempt = Attempt::new(&rollout.id, &member, "pi4/lyon", at(24));
     if state == AttemptState::Failed {
