@@ -81,6 +81,7 @@ mod tests {
     use super::*;
     use edgefleet_shared::tensor::Datatype;
     use proptest::prelude::*;
+    use std::slice;
 
     fn numbers(rows: usize, first: u8) -> Tensor {
         let data: Vec<u8> = (0..rows * 4).map(|n| first.wrapping_add(n as u8)).collect();
@@ -114,11 +115,11 @@ mod tests {
     fn what_differs_in_more_than_rows_does_not_fit_and_odd_outputs_do_not_come_apart() {
         let wide = Tensor::new("x", Datatype::Int16, vec![1, 3], vec![0; 6].into()).unwrap();
         let scalar = Tensor::new("x", Datatype::Int16, vec![], vec![0; 2].into()).unwrap();
-        assert!(!fits(&[numbers(1, 0)], &[wide.clone()]));
+        assert!(!fits(&[numbers(1, 0)], slice::from_ref(&wide)));
         assert!(!fits(&[numbers(1, 0)], &[words(1, 0)]));
         assert!(!fits(&[numbers(1, 0)], &[numbers(1, 0), words(1, 0)]));
-        assert!(!fits(&[scalar.clone()], &[scalar.clone()]));
-        assert_eq!(rows(&[scalar.clone()]), None);
+        assert!(!fits(slice::from_ref(&scalar), slice::from_ref(&scalar)));
+        assert_eq!(rows(slice::from_ref(&scalar)), None);
         assert_eq!(rows(&[numbers(1, 0), words(2, 0)]), None);
         assert_eq!(split(&[wide, scalar], &[1]), None);
         assert_eq!(split(&[numbers(3, 0)], &[1, 1]), None);
