@@ -26,8 +26,10 @@ pub(super) enum Side {
 
 /// Whether a side can be reached, and why not.
 #[derive(Default)]
-pub(super) struct Reach {
-    pub(super) up: AtomicBool,
+struct Reach {
+    up: AtomicBool,
+    /// How often it came about.
+    reached: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -83,6 +85,7 @@ impl Counts {
         let was_down = !reach.up.swap(true, Ordering::Relaxed);
         *reach.trouble.lock() = None;
         if was_down {
+            reach.reached.fetch_add(1, Ordering::Relaxed);
             info!(binding = self.name, ?side, "a binding reaches its side");
         }
     }
@@ -150,6 +153,7 @@ impl Counts {
             json!({
                 "what": what,
                 "up": reach.up.load(Ordering::Relaxed),
+                "reached": reach.reached.load(Ordering::Relaxed),
                 "trouble": *reach.trouble.lock(),
             })
         };

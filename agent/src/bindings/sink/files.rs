@@ -85,7 +85,7 @@ impl RotatedFile {
 /// One file an answer, complete from the moment it has its name.
 pub(super) struct AnswerFolder {
     path: PathBuf,
-    /// Within this run, for answers whose input has no name.
+    /// Within this run, for answers whose input has no name, or one that is taken.
     sequence: u64,
 }
 
@@ -96,15 +96,14 @@ impl AnswerFolder {
 
     pub(super) fn add(&mut self, id: Option<&str>, answer: &[u8]) -> Result<(), DeliverError> {
         let stem = id.map(stem).unwrap_or_default();
-        let stem = match stem.is_empty() {
-            false => stem,
-            true => {
-                self.sequence += 1;
-                format!("{:013}-{:06}", crate::clock::now().as_millis(), self.sequence)
-            }
-        };
         fs::create_dir_all(&self.path).map_err(|e| failed(&self.path, &e))?;
-        let path = self.path.join(format!("{stem}.json"));
+        let mut path = self.path.join(format!("{stem}.json"));
+        if stem.is_empty() || path.exists() {
+            self.sequence += 1;
+            let number = format!("{:013}-{:06}", crate::clock::now().as_millis(), self.sequence);
+            let dash = if stem.is_empty() { "" } else { "-" };
+            path = self.path.join(format!("{stem}{dash}{number}.json"));
+        }
         files::replace(&path, &[answer, b"\n"].concat(), MODE).map_err(|e| failed(&path, &e))
     }
 }
@@ -163,7 +162,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names.len(), 5, "{names:?}");
+        assert_eq!(names.len(), 6, "{names:?}");
+        assert_eq!(names.iter().filter(|name| name.starts_with("a.jpg-")).count(), 1, "{names:?}");
         assert!(
             names.contains(&"a.jpg.json".to_owned()) && names.contains(&"_.._etc_passwd.json".to_owned())
         );

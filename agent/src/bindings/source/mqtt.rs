@@ -10,6 +10,9 @@ use crate::bindings::{
 use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
 use std::sync::{Arc, atomic::Ordering};
 
+/// Bytes of a topic that becomes the id of an answer.
+const MAX_ID: usize = 1_024;
+
 pub(super) struct Subscriber<'a> {
     pub(super) binding: &'a Binding,
     pub(super) filter: &'a str,
@@ -48,7 +51,9 @@ impl Heard for Subscriber<'_> {
             }
             Event::Incoming(Packet::Publish(message)) => {
                 self.counts.received.fetch_add(1, Ordering::Relaxed);
-                let item = Item { id: None, body: body(self.binding, message.payload) };
+                // Tells cameras apart; a topic may have 64 KiB, which no answer shall carry.
+                let id = (message.topic.len() <= MAX_ID).then_some(message.topic);
+                let item = Item { id, body: body(self.binding, message.payload) };
                 self.counts.dropped(self.queue.push(item));
                 self.counts.queued.store(self.queue.len(), Ordering::Relaxed);
             }
