@@ -483,6 +483,44 @@ async fn files_wait_for_their_model_are_answered_oldest_first_and_put_away() {
     served.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_stays_until_the_broker_has_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(folder.path()).await;
+    broker.stop();
+    let inbox = folder.path().join("in");
+    fs::create_dir(&inbox).unwrap();
+    let (request, _, _) = sample();
+    fs::write(inbox.join("a"), request.to_string()).unwrap();
+    let text = format!(
+        "[[bindings]]\nname = \"inbox\"\nslot = \"digits\"\n\
+         source = {{ kind = \"directory\", path = \"{}\", every = \"20ms\" }}\n\
+         sink = {{ kind = \"mqtt\", port = {}, topic = \"answers/{{device}}/{{slot}}\", retain = true, \
+         username = \"edge\", password_file = \"{}\" }}\n",
+        inbox.display(),
+        broker.port,
+        folder.path().join("password").display()
+    );
+    let served = Served::start(folder.path(), &text, Some(digits(None))).await;
+    let trouble = |binding: &Value| binding["answered"] == 1 && binding["sink"]["trouble"].is_string();
+    served.binding("inbox", trouble).await;
+    assert!(inbox.join("a").exists());
+    broker.restart().await;
+    served.binding("inbox", |binding| binding["sink"]["up"] == true).await;
+    let put_away = timeout(DEADLINE, async {
+        while !inbox.join("done/a").exists() {
+            tokio::task::yield_now().await;
+        }
+    });
+    put_away.await.expect("the file is not put away");
+    // Retained: it is there for who comes later.
+    let (_client, mut heard) = broker.peer("answers/#").await;
+    assert_eq!(next(&mut heard).await["id"], "a");
+    let binding = served.binding("inbox", |binding| binding["received"] == 1).await;
+    assert_eq!((&binding["answered"], &binding["undelivered"]), (&json!(1), &json!(0)), "{binding}");
+    served.end().await;
+}
+
 /// Nine entries 20 ms apart, one of them rubbish, one a plain request, one raw.
 fn recording(folder: &Path) -> PathBuf {
     let (request, raw, _) = sample();
