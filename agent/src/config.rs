@@ -3,7 +3,10 @@
 //! Every key is visited before giving up, so that one start shows all mistakes with file, line and
 //! key. Unknown keys are refused: a typing error must not become a default.
 
-use crate::engine::{chooser::Policy, setup::Pattern};
+use crate::{
+    bindings::{self, Binding},
+    engine::{chooser::Policy, setup::Pattern},
+};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -127,6 +130,8 @@ pub struct Config {
     pub engine_policy: Policy,
     pub outbox_records: usize,
     pub outbox_bytes: u64,
+    /// Inputs that come without a client, and where their answers go.
+    pub bindings: Vec<Binding>,
     pub log_level: String,
     pub log_format: LogFormat,
 }
@@ -177,9 +182,9 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("log.format", "text", "text or json"),
 ];
 
-/// Values as written, by key, with their origin.
+/// Values as written, by key, with their origin; and what only a file can say.
 #[derive(Clone, Debug, Default)]
-pub struct Raw(BTreeMap<&'static str, (String, Origin)>);
+pub struct Raw(BTreeMap<&'static str, (String, Origin)>, Vec<Binding>);
 
 fn known(key: &str) -> Option<&'static str> {
     KEYS.iter().map(|(known, ..)| *known).find(|known| *known == key)
@@ -238,6 +243,10 @@ impl Raw {
             for (name, value) in table.iter() {
                 let line = line_of(name.span().start);
                 let key = format!("{prefix}{}", name.get_ref());
+                if key == "bindings" {
+                    self.1 = bindings::read(value, &mut |at, problem| fail(line_of(at), problem));
+                    continue;
+                }
                 let written = match value.get_ref() {
                     DeValue::Table(inner) if KEYS.iter().any(|(k, ..)| k.starts_with(&format!("{key}."))) => {
                         open.push((format!("{key}."), inner));
@@ -470,12 +479,13 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         },
         outbox_records: outbox_records?,
         outbox_bytes: outbox_bytes?,
+        bindings: raw.1.clone(),
         log_level: log_level?,
         log_format: log_format?,
     })
 }
 
-fn number_within(text: &str, least: usize, most: usize) -> Result<usize, String> {
+pub(crate) fn number_within(text: &str, least: usize, most: usize) -> Result<usize, String> {
     let number: usize = text.parse().map_err(|_| "which is no whole number".to_owned())?;
     match (least..=most).contains(&number) {
         true => Ok(number),
@@ -491,7 +501,7 @@ fn patterns(text: &str) -> Result<Vec<Pattern>, String> {
 }
 
 /// `64MiB`, `500kB`, `1GiB`, `100B`.
-fn bytes_within(text: &str, least: u64, most: u64) -> Result<u64, String> {
+pub(crate) fn bytes_within(text: &str, least: u64, most: u64) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("KiB", 1 << 10),
         ("MiB", 1 << 20),
@@ -517,7 +527,7 @@ fn bytes_within(text: &str, least: u64, most: u64) -> Result<u64, String> {
 }
 
 /// `90s`, `5m`, `1h 30m`.
-fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(crate) fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     if text.parse::<u64>().is_ok() {
         return Err(format!("which has no unit; write `{text}s` or `{text}m`"));
     }

@@ -1,5 +1,6 @@
 //! edgefleet-agent: serves ONNX models on a device and keeps them current, safely.
 
+pub mod bindings;
 mod causes;
 pub mod cli;
 pub mod clock;

@@ -631,6 +631,70 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     broker.stop();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_agent_answers_files_by_its_settings_and_shows_it_to_people() {
+    let broker = Arc::new(Broker::start().await);
+    let mut controller = Controller::new();
+    let mut observer = Observer::connect(&broker).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (data, inbox, answers) =
+        (dir.path().join("agent"), dir.path().join("in"), dir.path().join("answers.jsonl"));
+    std::fs::create_dir(&inbox).unwrap();
+    let settings = dir.path().join("agent.toml");
+    let bindings = format!(
+        "[[bindings]]\nname = \"inbox\"\nslot = \"digits\"\nanswer = \"outputs\"\n\
+         source = {{ kind = \"directory\", path = \"{}\", every = \"20ms\" }}\n\
+         sink = {{ kind = \"file\", path = \"{}\" }}\n",
+        inbox.display(),
+        answers.display()
+    );
+    std::fs::write(&settings, bindings).unwrap();
+    let code = enroller(&broker, &controller.trust).await;
+    assert!(finish(agent(&["enroll", &code], &data)).await.status.success());
+    let running = Running::start_with(&data, &[("EDGEFLEET_AGENT_CONFIG", settings.to_str().unwrap())]).await;
+    observer.wait_for(|m| presence(&m.payload, true)).await;
+    // It is there before there is a model.
+    let request = json!({"inputs": [
+        {"name": "image", "datatype": "FP32", "shape": [1, 64], "data": vec![0.5; 64]}
+    ]});
+    std::fs::write(inbox.join("early.tmp"), request.to_string()).unwrap();
+    std::fs::rename(inbox.join("early.tmp"), inbox.join("early")).unwrap();
+    let desired = controller.assign(1);
+    observer.publish(&Channel::Desired.of(&device()), desired).await;
+    controller.bring_to_commit(&mut observer).await;
+    let answer = timeout(DEADLINE, async {
+        loop {
+            let text = std::fs::read_to_string(&answers).unwrap_or_default();
+            if text.ends_with('\n') && inbox.join("done/early").exists() {
+                return serde_json::from_str::<Value>(&text).unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let answer = answer.await.expect("the file is not answered");
+    assert_eq!((&answer["id"], &answer["bundle"]), (&json!("early"), &json!("digits@7")), "{answer}");
+    assert_eq!(answer["label"], answer["outputs"]["label"][0].to_string(), "{answer}");
+    let wanted = format!(
+        "binding      inbox: directory {} -> digits -> file {}, 1 answered, 0 failed\n",
+        inbox.display(),
+        answers.display()
+    );
+    timeout(DEADLINE, async {
+        loop {
+            let table = finish(agent(&["status"], &data)).await;
+            if text(&table.stdout).contains(&wanted) {
+                return;
+            }
+        }
+    })
+    .await
+    .expect("the status does not show the binding");
+    running.signal("TERM");
+    let mut child = running.child;
+    let status = timeout(Duration::from_secs(6), child.wait()).await.expect("it did not stop in time");
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
 /// The engines of the status document.
 async fn engines(running: &Running) -> Value {
     let (status, text) = running.request(&running.http, "/v1/status", None).await;

@@ -3,7 +3,7 @@
 use super::{ConfigArgs, Failure, absolute, npy};
 use crate::{
     engine::{
-        Engines,
+        Engines, LoadedModel,
         bench::first_setup,
         chooser::offered,
         setup::{Pattern, Setup},
@@ -27,14 +27,18 @@ const MAX_INPUT: u64 = 1 << 30;
 
 #[derive(Args, Debug)]
 pub(super) struct InferArgs {
-    /// Bundle folder, or an ONNX file that declares its inputs and outputs
-    model: PathBuf,
+    /// Bundle folder, or an ONNX file that declares its inputs and outputs; with `--lines` also a slot of the agent
+    /// that runs here
+    pub(super) model: PathBuf,
     /// A request of the Open Inference Protocol in JSON, `-` for stdin; or an array of NumPy, as `FILE.npy`
     /// or `NAME=FILE.npy`, once for each input
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "lines", conflicts_with = "lines")]
     input: Vec<String>,
+    /// Answer requests in JSON from stdin, one a line, in order, each with one line on stdout
+    #[arg(long)]
+    pub(super) lines: bool,
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(super) config: ConfigArgs,
     /// A libonnxruntime.so [default: of the settings, or the system's]
     #[arg(long, value_name = "FILE")]
     ort_lib: Option<PathBuf>,
@@ -43,21 +47,36 @@ pub(super) struct InferArgs {
     engine: Option<Pattern>,
 }
 
-pub(super) fn infer(args: InferArgs) -> Result<ExitCode, Failure> {
+/// A model of the command line, in this process.
+pub(super) struct Opened {
+    pub(super) subject: Subject,
+    pub(super) model: Box<dyn LoadedModel>,
+    pub(super) setup: Setup,
+    load_ms: f64,
+    /// What the model was loaded by lives as long.
+    _engines: Engines,
+}
+
+pub(super) fn open(args: &InferArgs) -> Result<Opened, Failure> {
     let library = args.ort_lib.as_deref().map(absolute);
     let config = args.config.load(library.into_iter().map(|path| ("engine.onnxruntime", path)).collect())?;
     let subject = Subject::open(&args.model)
         .map_err(|e| Failure::new(&format!("could not open {}", args.model.display()), e.into()))?;
     let engines = Engines::new(config.engine_onnxruntime.as_deref());
     let setup = setup(&subject, &engines, args.engine.as_ref())?;
-    let (inputs, wanted) = inputs(&args.input, &subject)?;
-    let file = subject.file(setup.precision).ok_or_else(|| no_such_engine(&engines))?;
+    let file = subject.file(setup.precision).ok_or_else(|| no_such_engine(&engines))?.to_owned();
     let loaded = Instant::now();
     let model = engines
         .engine(setup)
-        .and_then(|engine| subject.load(&*engine, file))
+        .and_then(|engine| subject.load(&*engine, &file))
         .map_err(|e| Failure::new(&format!("could not load the model with {setup}"), e.into()))?;
     let load_ms = loaded.elapsed().as_secs_f64() * 1e3;
+    Ok(Opened { subject, model, setup, load_ms, _engines: engines })
+}
+
+pub(super) fn infer(args: InferArgs) -> Result<ExitCode, Failure> {
+    let Opened { subject, model, setup, load_ms, _engines } = open(&args)?;
+    let (inputs, wanted) = inputs(&args.input, &subject)?;
     let started = Instant::now();
     let answer = model.run(&inputs).map_err(|e| Failure::new("the inference failed", e.into()))?;
     let infer_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -141,7 +160,7 @@ fn read(path: &Path) -> std::io::Result<Bytes> {
     Ok(Bytes::from(bytes))
 }
 
-fn output(tensor: &Tensor) -> anyhow::Result<serde_json::Value> {
+pub(super) fn output(tensor: &Tensor) -> anyhow::Result<serde_json::Value> {
     let mut data = Vec::new();
     write_data(tensor, &mut data)?;
     let data = RawValue::from_string(String::from_utf8(data)?)?;

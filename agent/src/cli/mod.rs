@@ -5,8 +5,11 @@ mod bench;
 mod enroll;
 mod failure;
 mod infer;
+mod lines;
 mod npy;
+mod peer;
 mod probe;
+mod replay;
 mod status;
 
 use crate::{
@@ -61,8 +64,17 @@ The model is loaded by this very process: `probe` it first if you do not trust i
 Examples:
   edgefleet-agent infer model.onnx --input request.json
   edgefleet-agent infer model.onnx --input image=image.npy
-  echo '{\"inputs\":[...]}' | edgefleet-agent infer ./digits-3 --input - --engine onnxruntime")]
+  echo '{\"inputs\":[...]}' | edgefleet-agent infer ./digits-3 --input - --engine onnxruntime
+  edgefleet-agent infer digits --lines < requests.jsonl > answers.jsonl")]
     Infer(infer::InferArgs),
+    /// Sends recorded inputs to a slot at the pace they were recorded, and tells how fast it answered.
+    #[command(after_help = "\
+Each line of FILE is {\"at_ms\": TIME, \"request\": {...}}, {\"at_ms\": TIME, \"bytes\": \"base64\"} or a bare request.
+
+Examples:
+  edgefleet-agent replay requests.jsonl --slot digits
+  edgefleet-agent replay requests.jsonl --slot digits --speed 0 --to http://127.0.0.1:8000 --output json")]
+    Replay(replay::ReplayArgs),
     /// Measures a model with every engine, variant, batch and number of threads, side by side.
     #[command(after_help = "\
 The model is loaded by this very process: `probe` it first if you do not trust it. All contestants take
@@ -132,7 +144,8 @@ fn run_help() -> String {
         text.push_str(&format!("  {key} = {default}\n      {what}\n"));
     }
     text.push_str(
-        "\nEach key can be an environment variable too: `http.listen` is EDGEFLEET_AGENT_HTTP_LISTEN.\n\n\
+        "\nEach key can be an environment variable too: `http.listen` is EDGEFLEET_AGENT_HTTP_LISTEN.\n\
+         `[[bindings]]` of the file brings inputs without a client: MQTT, folders, lines of JSON.\n\n\
          Examples:\n  edgefleet-agent run --data ./agent --http-listen 127.0.0.1:0\n  \
          EDGEFLEET_AGENT_LOG_FORMAT=json edgefleet-agent run",
     );
@@ -182,7 +195,9 @@ pub fn main() -> ExitCode {
         }),
         Command::Status(args) => block_on(status::status(args)),
         Command::Probe(args) => probe::probe(args),
+        Command::Infer(args) if args.lines => block_on(lines::lines(args)),
         Command::Infer(args) => infer::infer(args),
+        Command::Replay(args) => block_on(replay::replay(args)),
         Command::Bench(args) => bench::bench(args),
         Command::ProbeWorker => return engine::probe::probe_worker_main(),
         Command::Version => {

@@ -50,7 +50,7 @@ pub(super) async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
 }
 
 /// An address to connect to: one that listens everywhere is asked on loopback, the name it knows itself by.
-fn reachable(listens: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listens: SocketAddr) -> SocketAddr {
     match listens.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listens.port()).into(),
         IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listens.port()).into(),
@@ -145,6 +145,32 @@ fn table(addresses: &Addresses, status: &Value) -> String {
             line("last error", format!("{name}: {error}"));
         }
     }
+    for (name, binding) in status["bindings"].as_object().into_iter().flatten() {
+        line("binding", format!("{name}: {}", bound(binding)));
+    }
+    text
+}
+
+/// Where inputs come from without a client, and what became of them.
+fn bound(binding: &Value) -> String {
+    let side = |side: &str| {
+        let (what, trouble) = (&binding[side]["what"], &binding[side]["trouble"]);
+        match (binding[side]["up"] == Value::Bool(true), trouble.as_str()) {
+            (true, _) => what.as_str().unwrap_or("-").to_owned(),
+            (false, None) => format!("{} (not reached)", what.as_str().unwrap_or("-")),
+            (false, Some(trouble)) => format!("{} ({trouble})", what.as_str().unwrap_or("-")),
+        }
+    };
+    let slot = binding["slot"].as_str().unwrap_or("-");
+    let mut text = format!("{} -> {slot} -> {}", side("source"), side("sink"));
+    for (count, always) in
+        [("answered", true), ("failed", true), ("dropped", false), ("undelivered", false), ("queued", false)]
+    {
+        let n = binding[count].as_u64().unwrap_or(0);
+        if always || n > 0 {
+            let _ = write!(text, ", {n} {count}");
+        }
+    }
     text
 }
 
@@ -236,6 +262,11 @@ mod tests {
                     },
                 },
             },
+            "bindings": {"door": {
+                "slot": "faces", "answered": 7, "failed": 0, "dropped": 2, "queued": 0,
+                "source": {"what": "mqtt 127.0.0.1:1883 cam/#", "up": false, "trouble": "connection refused"},
+                "sink": {"what": "stdout", "up": true, "trouble": null},
+            }},
         });
         assert_eq!(
             table(&addresses, &status),
@@ -251,7 +282,9 @@ mod tests {
              waits for its maintenance window until 2026-11-24T01:00:00.000Z)\n\
              candidate    digits: digits@3 (shadowing), 90 mirrored, 7 shed (queue-full), steps back now: heat\n\
              slot         faces: nothing (fetching faces@1, 10 of 20 bytes)\n\
-             last error   faces: no block came\n"
+             last error   faces: no block came\n\
+             binding      door: mqtt 127.0.0.1:1883 cam/# (connection refused) -> faces -> stdout, 7 answered, \
+             0 failed, 2 dropped\n"
         );
     }
 }

@@ -18,6 +18,7 @@ mod report;
 mod route;
 
 use crate::{
+    bindings::Bindings,
     config::Config,
     engine::{Engines, chooser::Budget, choosing::EngineChooser, pool::WorkerPool, probe::ProbeOptions},
     facts,
@@ -179,6 +180,7 @@ struct Agent {
     monitor: Arc<Monitor>,
     pool: Arc<WorkerPool>,
     outbox: Outbox,
+    bindings: JoinHandle<()>,
     updater: mpsc::Sender<Command>,
     updater_task: JoinHandle<()>,
     link: LinkHandle,
@@ -282,6 +284,9 @@ impl Agent {
         state
             .add_status(Arc::new(EngineStatus { chooser: chooser.clone(), running: host.engines().clone() }));
 
+        let bindings =
+            Bindings::new(config.bindings.clone(), state.clone(), device.clone(), config.body_limit);
+
         let addresses = Addresses {
             http: bound.http,
             grpc: bound.grpc,
@@ -301,6 +306,7 @@ impl Agent {
         // What was active before serves again before the network is asked anything.
         updater.start().await;
         state.set_ready(true);
+        let bindings = parts.spawn("bindings", bindings.run(shutdown.clone()));
         let (updater_inbox, commands) = mpsc::channel(UPDATER_INBOX);
         let updater_task = parts.spawn("updater", updater.run(commands));
 
@@ -366,6 +372,7 @@ impl Agent {
             monitor,
             pool,
             outbox,
+            bindings,
             updater: updater_inbox,
             updater_task,
             link,
@@ -378,6 +385,7 @@ impl Agent {
     async fn stop(self, reason: &str) {
         self.shutdown.cancel();
         self.servers.await.ok();
+        timeout(Duration::from_secs(1), self.bindings).await.ok();
         let orderly = async {
             self.updater.send(Command::Stop).await.ok(); // it has ended already
             self.updater_task.await.ok();

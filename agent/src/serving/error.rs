@@ -38,6 +38,9 @@ impl ApiError {
     pub(super) fn message(&self) -> &str {
         &self.message
     }
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
 }
 
 impl From<OipError> for ApiError {

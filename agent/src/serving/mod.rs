@@ -2,7 +2,8 @@
 //!
 //! [`slots`] says which bundle answers, [`shadow`] runs a candidate beside it, [`oip`] turns bytes into tensors and
 //! back (pure). The rest is the shell: [`listen`] takes connections on addresses and socket files, [`http`] and
-//! `grpc` read and write their protocol, `flight` runs and counts what both ask for, `cache` remembers answers, `shm` holds shared memory.
+//! `grpc` read and write their protocol, [`local`] takes questions of this program itself, `flight` runs and counts what
+//! all of them ask for, `cache` remembers answers, `shm` holds shared memory.
 
 mod budget;
 mod cache;
@@ -12,6 +13,7 @@ mod flight;
 mod grpc;
 pub mod http;
 pub mod listen;
+pub mod local;
 pub mod oip;
 pub mod pressure;
 pub mod shadow;

@@ -1,6 +1,6 @@
 //! `GET /metrics` in the Prometheus text format. Labels are slots, bundles and our own codes only.
 
-use super::{Metric, ServingState, triton_metrics};
+use super::{Family, Metric, ServingState, triton_metrics};
 use crate::monitor::ErrorCode;
 use axum::{
     extract::State,
@@ -25,6 +25,10 @@ impl Text {
         }
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
+}
+
+fn kind_of(name: &str) -> &'static str {
+    if name.ends_with("_total") { "counter" } else { "gauge" }
 }
 
 pub(super) async fn metrics(State(state): State<ServingState>) -> Response {
@@ -119,8 +123,16 @@ pub(super) async fn metrics(State(state): State<ServingState>) -> Response {
     }
     let providers = state.0.providers.read().clone();
     for Metric { name, help, value } in providers.iter().flat_map(|provider| provider.metrics()) {
-        text.metric(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+        text.metric(name, kind_of(name), help);
         text.line(name, &[], value);
+    }
+    for Family { name, help, lines } in providers.iter().flat_map(|provider| provider.labelled()) {
+        text.metric(name, kind_of(name), help);
+        for (labels, value) in lines {
+            let labels: Vec<(&str, &str)> =
+                labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
+            text.line(name, &labels, value);
+        }
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.0).into_response()
 }

@@ -16,7 +16,7 @@ pub use super::{
     listen::{Listener, serve, serve_metrics},
     state::{ServingConfig, ServingState},
 };
-pub use status::{Metric, StatusProvider};
+pub use status::{Family, Metric, StatusProvider};
 
 use super::error::ApiError;
 use axum::{

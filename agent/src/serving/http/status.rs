@@ -16,6 +16,10 @@ pub trait StatusProvider: Send + Sync {
     fn metrics(&self) -> Vec<Metric> {
         vec![]
     }
+    /// The same for numbers that come once for each of several things.
+    fn labelled(&self) -> Vec<Family> {
+        vec![]
+    }
 }
 
 /// One number without labels.
@@ -25,6 +29,16 @@ pub struct Metric {
     pub name: &'static str,
     pub help: &'static str,
     pub value: f64,
+}
+
+/// One name with a number for each of several things; values of labels come from settings, so they are few.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    /// As of [`Metric`].
+    pub name: &'static str,
+    pub help: &'static str,
+    /// Labels and value.
+    pub lines: Vec<(Vec<(&'static str, String)>, f64)>,
 }
 
 pub(super) async fn live() -> StatusCode {

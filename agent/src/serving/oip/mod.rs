@@ -5,6 +5,7 @@
 
 mod bounded;
 pub mod classify;
+pub mod compact;
 mod contents;
 mod fit;
 pub mod json;
