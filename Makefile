@@ -12,7 +12,7 @@ CI := --locked --workspace --profile ci
 # The agent with named crash points, and the tests that start it. Whole workspace, so that dependencies stay as they
 # were built: only the agent is compiled once more.
 CRASHES := edgefleet-agent/failpoints,edgefleet-tests/failpoints
-# The linker that comes with Rust on x86-64 folds functions with equal code: part of 19.4 MB.
+# The linker that comes with Rust on x86-64 folds functions with equal code: part of 21.3 MB.
 FOLD := $(if $(filter x86_64,$(shell uname -m)),RUSTFLAGS="$(RUSTFLAGS) -Clink-arg=-Wl$(comma)--icf=all")
 # Long-lived things that are no build products; outside the checkout where EDGEFLEET_CACHE names a place.
 CACHE := $(or $(EDGEFLEET_CACHE),$(TARGET_DIR))
