@@ -17,12 +17,13 @@ impl Share {
     /// 503 beyond the budget.
     pub(super) fn grow(&mut self, by: usize) -> Result<(), ApiError> {
         let budget = self.state.0.config.body_budget_bytes;
-        let before = self.state.0.body_bytes.fetch_add(by, Ordering::Relaxed);
-        self.bytes += by;
-        if before.saturating_add(by) > budget {
+        let within = |held: usize| held.checked_add(by).filter(|held| *held <= budget);
+        // What is refused must not count: others would be turned away for it.
+        if self.state.0.body_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_err() {
             let why = format!("requests in work hold more than {budget} bytes");
             return Err(ApiError::busy(why, Duration::from_secs(1)));
         }
+        self.bytes += by;
         Ok(())
     }
 }

@@ -94,7 +94,8 @@ impl InFlight {
                 let Answer { outputs, queue, infer, shared_rows, leads } = answer;
                 (self.spent.queue, self.spent.infer) = (queue, infer);
                 (self.spent.shared_rows, self.spent.is_shared) = (shared_rows as u64, !leads);
-                if let Some((cache, key)) = cache {
+                // Of a pass with others: no answer to these inputs alone.
+                if let Some((cache, key)) = cache.filter(|_| shared_rows == 0) {
                     cache.put(key, &outputs);
                 }
                 outputs

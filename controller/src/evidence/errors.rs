@@ -22,8 +22,8 @@ use edgefleet_shared::ids::DeviceId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Risk sets: one per stratum and cohort; further ones share one. Canaries and their controls are of one
-/// stratum and enter together, so sharing is valid and costs only power.
+/// Risk sets: one per stratum and cohort; further strata of a cohort share one. A cohort has the same shares in
+/// every stratum, so sharing is valid and costs only power; cohorts never share.
 const STRATA: usize = 256;
 /// Sites are told apart by a hash into so many places; those that share one share an outage allowance.
 const SITES: u32 = 64;
@@ -98,7 +98,7 @@ impl Site {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Errors {
     strata: BTreeMap<u32, AtRisk>,
-    rest: AtRisk,
+    rest: BTreeMap<u16, AtRisk>,
     sites: BTreeMap<u32, Site>,
     relative: LogRank,
     /// Draws per arm, the sum of the odds (canaries over controls at risk) of all draws, and events that
@@ -120,7 +120,10 @@ impl Errors {
     pub(super) fn join(&mut self, arm: Arm, place: Place<'_>) {
         let key = place.risk_set();
         let known = self.strata.contains_key(&key) || self.strata.len() < STRATA;
-        let at_risk = if known { self.strata.entry(key).or_default() } else { &mut self.rest };
+        let at_risk = match known {
+            true => self.strata.entry(key).or_default(),
+            false => self.rest.entry(place.cohort).or_default(),
+        };
         let n = at_risk.of(arm);
         *n = n.saturating_add(1);
         let site = self.sites.entry(hash(place.site) % SITES).or_default();
@@ -132,7 +135,10 @@ impl Errors {
 
     /// Takes a device out of the risk set; the numbers just before, or `None` if none was at risk.
     pub(super) fn leave(&mut self, arm: Arm, place: Place<'_>) -> Option<(u32, u32)> {
-        let at_risk = self.strata.get_mut(&place.risk_set()).unwrap_or(&mut self.rest);
+        let at_risk = match self.strata.get_mut(&place.risk_set()) {
+            Some(at_risk) => at_risk,
+            None => self.rest.get_mut(&place.cohort)?,
+        };
         let before = (at_risk.canaries, at_risk.controls);
         let n = at_risk.of(arm);
         *n = n.checked_sub(1)?;

@@ -104,7 +104,9 @@ pub struct Prober {
 
 impl Prober {
     pub fn new(agent: Option<PathBuf>, library: Option<PathBuf>) -> Self {
-        Self { agent, library, limit: DEFAULT_PROBE_LIMIT }
+        // With a library every variant is tried with two engines, one after the other.
+        let factor = if library.is_some() { 4 } else { 1 };
+        Self { agent, library, limit: DEFAULT_PROBE_LIMIT * factor }
     }
 
     /// Probes the bundle folder `dir`, whose manifest names `name` and has the digest `digest`.

@@ -230,7 +230,6 @@ impl Layout {
         let mut by_stratum: BTreeMap<u32, Vec<(usize, u32)>> = BTreeMap::new();
         for (number, lot) in lots.iter().take(canaries).enumerate() {
             by_stratum.entry(lot.stratum).or_default().push((number, number as u32));
-            self.matched.insert(number, number as u32);
             self.strata[lot.stratum as usize].canaries += 1;
         }
         let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
@@ -248,6 +247,8 @@ impl Layout {
             let (_, number) = its[row.controls as usize % its.len()];
             row.controls += 1;
             self.controls.insert(index, number);
+            // Who got none is in no comparison: it would be a fresh sample beside the controls of others.
+            self.matched.insert(number as usize, number);
         }
     }
 

@@ -61,7 +61,11 @@ impl RotatedFile {
                 (file, size)
             }
         };
-        file.write_all(line)?;
+        if let Err(error) = file.write_all(line) {
+            // Half a line would swallow the next one.
+            file.set_len(size)?;
+            return Err(error);
+        }
         self.open = Some((file, size + length));
         Ok(())
     }

@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeSet, BinaryHeap},
     ffi::{OsStr, OsString},
     fs::{self, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -75,7 +75,7 @@ impl Folder {
             return Err(Unread::Bad("this is no plain file".into()));
         }
         let mut bytes = Vec::new();
-        file.by_ref().take(self.limit + 1).read_to_end(&mut bytes).map_err(bad)?;
+        Read::by_ref(&mut file).take(self.limit + 1).read_to_end(&mut bytes).map_err(bad)?;
         match bytes.len() as u64 > self.limit {
             true => Err(Unread::Bad(format!("the file has more than {} bytes", self.limit))),
             false => Ok(bytes.into()),
@@ -91,16 +91,19 @@ impl Folder {
 
     fn fail(&self, name: &OsStr, why: &str) -> io::Result<()> {
         let path = self.put_away(name, FAILED)?;
-        fs::write(files::with_suffix(&path, REASON), format!("{why}\n"))
+        // New, or not at all: who writes into the folder must not choose what is written over.
+        let mut reason =
+            OpenOptions::new().write(true).create_new(true).open(files::with_suffix(&path, REASON))?;
+        writeln!(reason, "{why}")
     }
 
     /// Moves a file into a folder below, under a name that is free there.
     fn put_away(&self, name: &OsStr, folder: &str) -> io::Result<PathBuf> {
         let folder = self.path.join(folder);
-        fs::create_dir_all(&folder)?;
+        own_folder(&folder)?;
         let mut to = folder.join(name);
         let mut number = 1;
-        while to.symlink_metadata().is_ok() {
+        while to.symlink_metadata().is_ok() || files::with_suffix(&to, REASON).symlink_metadata().is_ok() {
             number += 1;
             if number > 1_000 {
                 return Err(io::Error::other(format!("`{}` and 1000 like it exist", to.display())));
@@ -117,7 +120,9 @@ impl Folder {
     fn prune(&self) -> io::Result<()> {
         for (folder, each) in [(DONE, 1), (FAILED, 2)] {
             let folder = self.path.join(folder);
+            let linked = folder.symlink_metadata().is_ok_and(|found| !found.is_dir());
             let count = match fs::read_dir(&folder) {
+                Ok(_) if linked => return Err(not_ours(&folder)),
                 Ok(entries) => entries.count(),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e),
@@ -129,6 +134,19 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Makes a folder, or takes one that is there and is no link to another place.
+fn own_folder(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    if folder.symlink_metadata()?.is_dir() { Ok(()) } else { Err(not_ours(folder)) }
+}
+
+fn not_ours(folder: &Path) -> io::Error {
+    io::Error::other(format!("`{}` is no folder but a link or a file; remove it", folder.display()))
 }
 
 fn is_finished(name: &OsStr) -> bool {

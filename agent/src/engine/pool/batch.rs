@@ -3,10 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use edgefleet_shared::tensor::Tensor;
 
-/// Rows of a request all of whose tensors begin with the batch; `None` if they do not agree.
+/// Rows of a request all of whose tensors begin with the batch; `None` if they do not agree, or there are none.
 pub(super) fn rows(inputs: &[Tensor]) -> Option<usize> {
     let (first, rest) = inputs.split_first()?;
-    let rows = *first.shape().first()?;
+    let rows = *first.shape().first().filter(|rows| **rows > 0)?;
     rest.iter().all(|tensor| tensor.shape().first() == Some(&rows)).then_some(rows)
 }
 
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_joined_comes_apart_as_it_was(parts in prop::collection::vec((0usize..5, any::<u8>()), 1..9)) {
+        fn what_is_joined_comes_apart_as_it_was(parts in prop::collection::vec((1usize..5, any::<u8>()), 1..9)) {
             let requests: Vec<Vec<Tensor>> =
                 parts.iter().map(|(rows, first)| vec![numbers(*rows, *first), words(*rows, *first)]).collect();
             let slices: Vec<&[Tensor]> = requests.iter().map(Vec::as_slice).collect();
@@ -121,6 +121,7 @@ mod tests {
         assert!(!fits(slice::from_ref(&scalar), slice::from_ref(&scalar)));
         assert_eq!(rows(slice::from_ref(&scalar)), None);
         assert_eq!(rows(&[numbers(1, 0), words(2, 0)]), None);
+        assert_eq!(rows(&[numbers(0, 0)]), None);
         assert_eq!(split(&[wide, scalar], &[1]), None);
         assert_eq!(split(&[numbers(3, 0)], &[1, 1]), None);
     }

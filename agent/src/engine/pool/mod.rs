@@ -136,7 +136,12 @@ impl WorkerPool {
         inputs: Vec<Tensor>,
     ) -> impl Future<Output = Result<Answer, PoolError>> + Send + use<> {
         let queued = self.submit(order, model, inputs);
-        async move { queued?.await.unwrap_or(Err(PoolError::Stopped)) }
+        let waiting = Abandoned(Some(self.shared.clone()));
+        async move {
+            let answer = queued?.await;
+            waiting.is_answered();
+            answer.unwrap_or(Err(PoolError::Stopped))
+        }
     }
 
     fn submit(
@@ -187,6 +192,21 @@ impl WorkerPool {
         for thread in threads {
             // A worker cannot panic: every job runs under catch_unwind.
             let _ = thread.join();
+        }
+    }
+}
+
+/// Takes jobs that nobody waits for any more out of the queue, and what they hold in memory with them.
+struct Abandoned(Option<Arc<Shared>>);
+impl Abandoned {
+    fn is_answered(mut self) {
+        self.0 = None;
+    }
+}
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.state.lock().queue.retain(|job| !job.answer.is_closed());
         }
     }
 }

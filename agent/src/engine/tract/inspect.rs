@@ -69,6 +69,13 @@ pub(super) fn inspect(proto: &pb::ModelProto) -> Result<Inspection, LoadError> {
         operators: BTreeMap::new(),
         convolutional: false,
     };
+    // ONNX Runtime would expand them, and nothing here has looked into them.
+    if let Some(function) = proto.functions.first() {
+        return Err(invalid(format!(
+            "the model defines the function `{}`; export it inlined",
+            function.name()
+        )));
+    }
     let mut nodes = 0;
     if let Some(graph) = &proto.graph {
         visit(graph, 0, &mut nodes, &mut found)?;

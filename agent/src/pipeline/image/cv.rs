@@ -109,7 +109,7 @@ fn blocks(image: &Image, height: usize, width: usize) -> Result<Image, Fault> {
     let (tall, wide) = (image.height / height, image.width / width);
     let share = 1.0 / (tall * wide) as f32;
     let mut done = Image::blank(height, width, channels, 0)?;
-    let mut sums = vec![0u32; width * channels];
+    let mut sums = vec![0u64; width * channels];
     let bytes = image.width * channels;
     let bands = image.pixels.chunks_exact(bytes * tall);
     for (band, out) in bands.zip(done.pixels.chunks_exact_mut(width * channels)) {
@@ -117,7 +117,7 @@ fn blocks(image: &Image, height: usize, width: usize) -> Result<Image, Fault> {
         for row in band.chunks_exact(bytes) {
             for (block, sums) in row.chunks_exact(wide * channels).zip(sums.chunks_exact_mut(channels)) {
                 for pixel in block.chunks_exact(channels) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u32::from(*value));
+                    sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u64::from(*value));
                 }
             }
         }

@@ -4,6 +4,7 @@ use super::status;
 use crate::serving::{
     budget::Share,
     error::ApiError,
+    flight::run,
     http::body::{Coding, unpack},
     state::ServingConfig,
 };
@@ -81,7 +82,17 @@ impl Messages {
         let message = self.take(length, share, deadline).await?;
         match (packed, self.coding) {
             (0, _) => Ok(Some(message)),
-            (1, Coding::Gzip | Coding::Deflate) => unpack(share, message, self.coding, self.limit).map(Some),
+            (1, Coding::Gzip | Coding::Deflate) => {
+                let state = share.state.clone();
+                let mut own = std::mem::replace(share, Share::new(&state));
+                let (coding, limit) = (self.coding, self.limit);
+                // A few packed bytes may be many: not on the threads that serve the network.
+                let unpacking =
+                    move || unpack(&mut own, message, coding, limit).map(|message| (message, own));
+                let (message, own) = run(true, unpacking).await?;
+                *share = own;
+                Ok(Some(message))
+            }
             _ => Err(ApiError::bad("a message says it is packed, but the call does not say how")),
         }
     }

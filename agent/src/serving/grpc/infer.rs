@@ -42,7 +42,8 @@ pub(super) async fn infer(
 ) -> Result<Reply, Refused> {
     let started = if is_stream { Instant::now() } else { call.started };
     let size = message.len();
-    let request = ProtoRequest::read(message).map_err(ApiError::from)?;
+    let read = move || ProtoRequest::read(message).map_err(ApiError::from);
+    let request = run(size > OFF_THREAD, read).await?;
     let wanted = if request.version.is_empty() { None } else { Some(version(&request.version)?) };
     let active = call.state.find(&request.model, wanted)?;
     let mut flight = InFlight::new(active.clone(), &call.state, started);

@@ -95,7 +95,8 @@ async fn answer(
     let mut share = Share::new(state);
     let raw = read(&mut share, headers, body, limit).await.map_err(bad)?;
     let received = Instant::now();
-    let is_heavy = coding != Coding::Identity && raw.len() > OFF_THREAD / 16
+    // A few packed bytes may be many.
+    let is_heavy = coding != Coding::Identity
         || header_length.unwrap_or(raw.len()) > OFF_THREAD
         || state.0.regions.largest() > OFF_THREAD as u64;
     let (parsing, regions) = (active.clone(), state.clone());

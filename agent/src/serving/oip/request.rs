@@ -83,7 +83,7 @@ impl InferRequest {
         memory: &mut dyn Memory,
     ) -> Result<Self, OipError> {
         if header_length == Some(0) {
-            let inputs = vec![raw_input(body, interface)?];
+            let inputs = vec![raw_input(body, interface, batch_max)?];
             return Ok(Self {
                 id: None,
                 inputs,
@@ -183,7 +183,7 @@ fn tensor(
 
 /// The body is the one input of a model, with a batch of 1 and at most one free dimension, whose
 /// size follows from the length. A BYTES input takes the whole body as its one element.
-fn raw_input(body: Bytes, interface: &Interface) -> Result<Tensor, OipError> {
+fn raw_input(body: Bytes, interface: &Interface, batch_max: usize) -> Result<Tensor, OipError> {
     let [spec] = interface.inputs.as_slice() else {
         let found = interface.inputs.len();
         return bad(format!("a raw body fits only a model with one input, this one has {found}"));
@@ -215,7 +215,11 @@ fn raw_input(body: Bytes, interface: &Interface) -> Result<Tensor, OipError> {
                 spec.name, spec.shape
             ));
         }
-        shape[at] = i64::try_from(body.len() / row).unwrap_or(i64::MAX);
+        let rows = body.len() / row;
+        if at == 0 && rows > batch_max {
+            return bad(format!("a raw body of {rows} rows, the model takes at most {batch_max}"));
+        }
+        shape[at] = i64::try_from(rows).unwrap_or(i64::MAX);
     }
     checked(&spec.name, spec.datatype, fixed(&shape), body)
 }

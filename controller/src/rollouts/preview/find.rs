@@ -130,7 +130,9 @@ impl Sizes {
         Self {
             canaries: match mode {
                 Mode::Shadow => count(&|m| m.shadow.map(usize::from) == Some(index)),
-                Mode::Active => count(&|m| m.arm == Arm::Canary && usize::from(m.cohort) <= index),
+                Mode::Active => {
+                    count(&|m| m.arm == Arm::Canary && m.match_of.is_some() && usize::from(m.cohort) <= index)
+                }
             },
             controls: match mode {
                 Mode::Shadow => 0,

@@ -470,4 +470,8 @@ impl Op {
             Self::Template { .. } => "template",
         }
     }
+    /// Whether an answer depends on the ones before it.
+    pub fn is_over_time(&self) -> bool {
+        matches!(self, Self::Debounce { .. })
+    }
 }
