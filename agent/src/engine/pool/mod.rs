@@ -139,7 +139,7 @@ impl WorkerPool {
         let waiting = Abandoned(Some(self.shared.clone()));
         async move {
             let answer = queued?.await;
-            waiting.is_answered();
+            waiting.disarm();
             answer.unwrap_or(Err(PoolError::Stopped))
         }
     }
@@ -199,7 +199,7 @@ impl WorkerPool {
 /// Takes jobs that nobody waits for any more out of the queue, and what they hold in memory with them.
 struct Abandoned(Option<Arc<Shared>>);
 impl Abandoned {
-    fn is_answered(mut self) {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
