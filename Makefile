@@ -48,7 +48,7 @@ test: setup ## Run every check and test
 	@.ci/step "tests with crash points" cargo nextest run --locked --workspace --lib --features edgefleet-agent/failpoints \
 		--cargo-profile ci by_failpoint
 
-bench: setup build ## Measure engines, serving beside its peers, memory, a million requests; writes docs/performance.md (long, wants an idle machine)
+bench: setup build ## Measure engines, serving beside its peers, memory, millions of requests; writes docs/performance.md (long, wants an idle machine)
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent
 	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor
 	@mkdir -p target/bench
@@ -57,7 +57,7 @@ bench: setup build ## Measure engines, serving beside its peers, memory, a milli
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
 	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json
-	"$(TARGET_DIR)/ci/measure" soak --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" --requests 1000000 | tee target/bench/soak.json
+	"$(TARGET_DIR)/ci/measure" soak --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" --requests 3000000 | tee target/bench/soak.json
 	EDGEFLEET_CACHE="$(CACHE)" agent/peers/run
 	python3 tests/python/performance.py target/bench docs/performance.md
 

@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
             connections(&controller, &agent, &dir, devices).await?
         }
         Some("soak") => {
-            let requests = flag("--requests").unwrap_or("1000000").parse()?;
+            let requests = flag("--requests").unwrap_or("3000000").parse()?;
             let swaps = flag("--swaps").unwrap_or("10").parse()?;
             soak::soak(&controller, &agent, &dir, requests, swaps).await?
         }
