@@ -123,8 +123,8 @@ def main():
     folder, page = sys.argv[1:]
     parts = [
         "# What it costs, measured\n",
-        f"Written by `make bench` on {cpu()}, {os.cpu_count()} cores. Every comparison is made within one run; compare "
-        "ratios between machines, not times.\n",
+        f"Put together by `tests/python/performance.py`, which `make bench` ends with, on {cpu()}, {os.cpu_count()} cores. Every "
+        "table is one run; compare ratios between machines, not times.\n",
     ]
     missing = []
     for title, name, write in PARTS:

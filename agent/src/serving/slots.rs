@@ -62,11 +62,15 @@ impl Active {
     /// How requests for it may run together; `None` if one at a time.
     pub(super) fn batching(&self, config: &ServingConfig) -> Option<Batching> {
         let rows = config.batch_rows.min(self.served.manifest.limits.batch_max);
+        // Off for most devices: then nothing is looked at.
+        if rows <= 1 || !self.is_batched() {
+            return None;
+        }
         // Rows of several clients are no sequence.
         let pipeline = self.served.manifest.pipeline.as_ref();
         let in_time =
             pipeline.is_some_and(|pipeline| pipeline.post.iter().any(|step| step.op.is_over_time()));
-        (rows > 1 && self.is_batched() && !in_time).then_some(Batching { rows, delay: config.batch_delay })
+        (!in_time).then_some(Batching { rows, delay: config.batch_delay })
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {

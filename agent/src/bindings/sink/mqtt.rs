@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct State {
     client: Option<AsyncClient>,
     session: u64,
-    /// Messages given to this session, and those it got rid of; acknowledgements come in order.
+    /// Messages given to this connection, and those it got rid of; acknowledgements come in order.
     sent: u64,
     confirmed: u64,
 }

@@ -136,7 +136,8 @@ impl WorkerPool {
         inputs: Vec<Tensor>,
     ) -> impl Future<Output = Result<Answer, PoolError>> + Send + use<> {
         let queued = self.submit(order, model, inputs);
-        let waiting = Abandoned(Some(self.shared.clone()));
+        // What was refused waits nowhere: a full queue is not searched for it.
+        let waiting = Abandoned(queued.is_ok().then(|| self.shared.clone()));
         async move {
             let answer = queued?.await;
             waiting.disarm();
