@@ -255,6 +255,10 @@ impl From<OrderError> for Problem {
         match error {
             OrderError::NoSuchRollout { .. } => Self::not_found("rollout-unknown", error.to_string())
                 .hint("see what there is with `edgefleet rollout list`"),
+            OrderError::Conflict { .. } => {
+                Self::new(StatusCode::CONFLICT, "rollout-conflict", error.to_string())
+                    .hint("wait for it, or plan this one with `on_overlap: supersede` or `queue`")
+            }
             OrderError::Refused(refused) => refused.into(),
             OrderError::Store(error) => FleetError::from(error).into(),
         }

@@ -45,7 +45,7 @@ pub struct SimulateArgs {
     /// any plan, faults and people, from the seed
     #[arg(long, value_name = "NAME", default_value = "good")]
     scenario: String,
-    /// What is wrong with the world: none, usual, harsh
+    /// What is wrong with the world: none, usual, decayed, harsh
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     faults: FaultsArg,
     /// A plan (YAML, TOML or JSON) instead of the default one
@@ -66,7 +66,8 @@ pub struct SimulateArgs {
     /// Measure false aborts and detection of every gate and write the page with its plots
     #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "as_measured"])]
     report: Option<PathBuf>,
-    /// With --report: rollouts of the harmless candidate; each other one gets a thirtieth
+    /// With --report: rollouts of the harmless candidate; a fleet with many dead devices gets a tenth of
+    /// them, each other candidate a thirtieth
     #[arg(long, value_name = "N", default_value_t = 300, requires = "report")]
     rollouts: u64,
     /// With --report: threads
@@ -80,6 +81,8 @@ enum FaultsArg {
     /// An ordinary fleet: what the tables are measured on
     #[default]
     Usual,
+    /// The same, but three of ten devices are switched off for good
+    Decayed,
     /// Ten times too many of all kinds
     Harsh,
 }
@@ -148,6 +151,7 @@ impl SimulateArgs {
         match self.faults {
             FaultsArg::Usual => {}
             FaultsArg::None => settings.faults = Faults::none(),
+            FaultsArg::Decayed => settings.faults = Faults::decayed(),
             FaultsArg::Harsh => settings.faults = Faults::harsh(),
         }
         match self.check {
@@ -174,6 +178,7 @@ impl SimulateArgs {
         match self.faults {
             FaultsArg::Usual => {}
             FaultsArg::None => command.push_str(" --faults none"),
+            FaultsArg::Decayed => command.push_str(" --faults decayed"),
             FaultsArg::Harsh => command.push_str(" --faults harsh"),
         }
         if let Some(check) = self.check {
@@ -214,6 +219,7 @@ impl SimulateArgs {
         let effort = Effort {
             harmless: self.rollouts,
             harmful: (self.rollouts / 30).max(1),
+            decayed: (self.rollouts / 10).max(1),
             peeking: (self.rollouts / 30).max(1),
             devices: self.devices,
             seed: self.seed,

@@ -37,7 +37,7 @@ pub(super) struct Found {
 impl Found {
     /// Harm first; then too few devices; then safety. Evidence of harm counts whatever the fleet's size.
     fn verdict(&self, gate: Gate, settings: &GateSettings, arms: &ArmSizes) -> Verdict {
-        let small = arms.canaries < settings.canaries_needed(gate) || arms.controls < settings.min_controls;
+        let small = arms.compared < settings.canaries_needed(gate) || arms.controls < settings.min_controls;
         if !settings.decides(gate) {
             Verdict::NotAsked
         } else if self.harms(gate, settings) {
@@ -107,7 +107,7 @@ pub(super) fn closing(report: &GateReport, settings: &GateSettings, arms: &ArmSi
         }
         Verdict::Powerless => format!(
             "Powerless: {} canaries and {} controls are compared, at least {} and {} are needed; a person must decide.",
-            arms.canaries,
+            arms.compared,
             arms.controls,
             settings.canaries_needed(report.gate),
             settings.min_controls

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Distinct devices compared so far in this rollout, per arm: what says that a gate has no power.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArmSizes {
+    /// All that run the candidate before the last stage: the hard limits are shares of them.
     pub canaries: u32,
+    /// Those of them that have controls to be compared with.
+    pub compared: u32,
     pub controls: u32,
 }
 

@@ -226,7 +226,7 @@ impl Ingest {
         loop {
             let documents: &Documents = self.rollouts.documents();
             let (mut work, mut heard, mut ears) =
-                (Working::default(), Heard::new(documents), Ears::new(documents));
+                (Working::default(), self.rollouts.working(), Ears::new(documents));
             for batch in batches {
                 self.take(&mut work, &mut heard, &mut ears, batch, now).await?;
             }

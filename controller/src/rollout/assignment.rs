@@ -88,6 +88,8 @@ pub struct StageSize {
     pub devices: u64,
     /// Those of them that are controls until then.
     pub controls: u64,
+    /// Canaries of this stage that have controls.
+    pub compared: u64,
     /// Controls that the canaries of this stage have.
     pub against: u64,
 }

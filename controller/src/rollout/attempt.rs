@@ -228,8 +228,11 @@ pub enum DeviceSaid {
         wins: u64,
         losses: u64,
     },
-    /// The canary this control is matched with has activated the bundle.
-    CanaryActivated,
+    /// The canary this control is matched with has activated the bundle. `last_seen`: of the control, by any
+    /// sign of life; now for one that is connected.
+    CanaryActivated {
+        last_seen: Option<Timestamp>,
+    },
     /// Its deadline has come. `last_seen`: by any sign of life.
     Clock {
         last_seen: Option<Timestamp>,

@@ -40,8 +40,19 @@ impl Attempt {
         }
     }
 
-    pub(super) fn control_joins(&mut self, now: Timestamp, moves: &mut Vec<Move>) {
-        if self.arm == Arm::Control && self.state == AttemptState::Held && self.compared.joined.is_none() {
+    /// A canary that activates is alive, so a control joins only if it is: one that has been switched off for
+    /// weeks has no bad windows, and among such controls any canary looks bad. Who falls silent later stays,
+    /// in both arms alike.
+    pub(super) fn control_joins(
+        &mut self,
+        last_seen: Option<Timestamp>,
+        plan: &Plan,
+        now: Timestamp,
+        moves: &mut Vec<Move>,
+    ) {
+        let alive = last_seen.is_some_and(|seen| now.since(seen) < plan.wait(plan.timeouts.silence));
+        let held = self.arm == Arm::Control && self.state == AttemptState::Held;
+        if alive && held && self.compared.joined.is_none() {
             self.compared.joined = Some(now);
             moves.push(observed(Observation::Joined {
                 arm: evidence::Arm::Control,

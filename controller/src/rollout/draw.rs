@@ -332,6 +332,7 @@ impl Layout {
                 stages[usize::from(size)].devices += 1;
             }
             stages[usize::from(stage)].controls += u64::from(arm == Arm::Control);
+            stages[usize::from(cohort)].compared += u64::from(arm == Arm::Canary && match_of.is_some());
             stages[usize::from(cohort)].against += u64::from(arm == Arm::Control);
             hash.update(member.device.as_str().as_bytes());
             hash.update(&[0, stage as u8, shadow.map_or(255, |s| s as u8), arm as u8]);

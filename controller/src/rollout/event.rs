@@ -135,7 +135,8 @@ pub enum Move {
     Observed {
         observation: Observation,
     },
-    /// For the driver: a canary activated; its controls hear [`DeviceSaid::CanaryActivated`](super::DeviceSaid).
+    /// For the driver: a canary activated; those of its controls that are alive join the
+    /// comparison when they hear [`DeviceSaid::CanaryActivated`](super::DeviceSaid).
     ControlsJoin {
         match_of: u32,
     },

@@ -63,7 +63,10 @@ impl Explainer<'_> {
                 self.calendar();
             }
             State::Assigning { written, .. } => {
-                let sentence = format!("{written} members are written down; nobody is told before all are");
+                let sentence = match written {
+                    0 => "its members are written down once no other rollout moves their devices".to_owned(),
+                    _ => format!("{written} members are written down; nobody is told before all are"),
+                };
                 self.say(What::Members { written: *written }, since, None, Who::Controller, sentence);
             }
             State::Running => self.running(),

@@ -87,7 +87,9 @@ impl Attempt {
                     }));
                 }
             }
-            DeviceSaid::CanaryActivated => self.control_joins(now, &mut moves),
+            DeviceSaid::CanaryActivated { last_seen } => {
+                self.control_joins(*last_seen, plan, now, &mut moves)
+            }
             DeviceSaid::Clock { last_seen } => self.clock(*last_seen, plan, now, &mut moves),
             DeviceSaid::Unselected => {
                 if self.activated_at.is_none() && !self.is_over() {

@@ -111,7 +111,7 @@ impl RolloutDriver {
     /// The driver, and where reports of devices go.
     pub fn new(parts: RolloutParts) -> (Self, Clerk) {
         let looks = parts.rollouts.looks().clone();
-        let (clerk, handle) = ClerkTask::new(parts.documents.clone(), looks.clone());
+        let (clerk, handle) = ClerkTask::new(parts.documents.clone(), parts.roster.clone(), looks.clone());
         (Self { parts, looks, clerk, open: BTreeMap::new(), joined: Timestamp::EPOCH }, handle)
     }
 
@@ -211,7 +211,7 @@ impl Strand {
 
     async fn step(&self, id: &RolloutId, now: Timestamp) -> Result<Stepped, StepError> {
         let documents = &self.parts.documents;
-        let mut working = Working::new(documents);
+        let mut working = Working::new(documents, &*self.parts.roster);
         let Some(rollout) = working.rollout(id).await?.cloned() else { return Ok(Stepped::Until(None)) };
         let calendar = self.parts.calendar.current();
         let active = freeze::active(&calendar.periods, &rollout.plan.rollout.slot, now);
@@ -263,7 +263,14 @@ impl Strand {
         let roster: &dyn Roster = &**roster;
         let (effect, mut devices) = (pending.id, Vec::new());
         let aftermath = match &pending.effect {
-            Effect::WriteMembers => members::write(documents, roster, rollout, effect, now).await?,
+            Effect::WriteMembers => {
+                // Another one may have begun since this was scheduled or approved.
+                if service::has_to_wait(documents, roster, rollout).await? {
+                    return Ok(Stepped::Until(Some(now + LONGEST)));
+                }
+                service::supersede(documents, roster, &self.looks, rollout, now).await?;
+                members::write(documents, roster, rollout, effect, now).await?
+            }
             hand_out @ Effect::HandOut { .. } => {
                 let done = turns::hand_out(working, roster, rollout, effect, hand_out, now).await?;
                 devices = done.devices;
@@ -327,7 +334,7 @@ impl Strand {
     }
 
     async fn tell(&self, due: &[(RolloutId, DeviceId)], now: Timestamp) -> Result<(), StoreError> {
-        let mut working = Working::new(&self.parts.documents);
+        let mut working = Working::new(&self.parts.documents, &*self.parts.roster);
         for (rollout, device) in due {
             let said = match self.parts.roster.is_enrolled(device) {
                 true => DeviceSaid::Clock { last_seen: self.parts.roster.last_seen(device) },

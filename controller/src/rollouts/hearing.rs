@@ -3,7 +3,7 @@
 //! Telemetry is heard inside the transaction that stores it ([`Ears`]). Full reports come again every minute
 //! and say the same most of the time: the [`Clerk`] takes in what is new, many in one transaction.
 
-use super::{documents::Documents, driver::Looks, working::Working};
+use super::{documents::Documents, driver::Looks, roster::Roster, working::Working};
 use crate::{
     clock,
     desired::intent_id,
@@ -19,6 +19,7 @@ use edgefleet_shared::{
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -197,6 +198,7 @@ pub struct Clerk(mpsc::Sender<Reported>);
 /// The task behind [`Clerk`].
 pub(super) struct ClerkTask {
     documents: Documents,
+    roster: Arc<dyn Roster>,
     reports: mpsc::Receiver<Reported>,
     looks: Looks,
     /// What each device said last, as far as rollouts care; lost with the process, so that the first report
@@ -213,9 +215,10 @@ impl Clerk {
 }
 
 impl ClerkTask {
-    pub(super) fn new(documents: Documents, looks: Looks) -> (Self, Clerk) {
+    pub(super) fn new(documents: Documents, roster: Arc<dyn Roster>, looks: Looks) -> (Self, Clerk) {
         let (sender, reports) = mpsc::channel(QUEUE);
-        (Self { documents, reports, looks, last: HashMap::new(), hasher: RandomState::new() }, Clerk(sender))
+        let (last, hasher) = (HashMap::new(), RandomState::new());
+        (Self { documents, roster, reports, looks, last, hasher }, Clerk(sender))
     }
 
     /// Runs until every [`Clerk`] is gone.
@@ -264,7 +267,7 @@ impl ClerkTask {
     }
 
     async fn hear(&self, news: &[(u64, Reported)], now: Timestamp) -> Result<(), StoreError> {
-        let mut working = Working::new(&self.documents);
+        let mut working = Working::new(&self.documents, &*self.roster);
         for (_, report) in news {
             let intents = self.documents.intents.list_all(&format!("{}/", report.device)).await?;
             let trials: BTreeMap<_, _> =

@@ -93,7 +93,7 @@ pub(super) async fn write(
             wipe(documents, rollout).await?;
         }
         let event = Event::MembersWritten { effect, digest, written: 0, done: None };
-        enlist(documents, rollout, &[], &[], &event, now).await?;
+        enlist(documents, roster, rollout, &[], &[], &event, now).await?;
     }
     loop {
         let chunk = &members[written..members.len().min(written + CHUNK)];
@@ -102,7 +102,7 @@ pub(super) async fn write(
         let last = done.is_some();
         let event = Event::MembersWritten { effect, digest, written: written as u64, done };
         let names: Vec<_> = summary.strata.iter().map(|stratum| stratum.name.as_str()).collect();
-        let Some(told) = enlist(documents, rollout, chunk, &names, &event, now).await? else {
+        let Some(told) = enlist(documents, roster, rollout, chunk, &names, &event, now).await? else {
             return Ok(aftermath); // ended, or written by another driver
         };
         aftermath.deadlines.extend(told.deadlines);
@@ -147,6 +147,7 @@ async fn wipe(documents: &Documents, rollout: &Rollout) -> Result<(), StoreError
 /// does not want them any more, and nothing is written.
 async fn enlist(
     documents: &Documents,
+    roster: &dyn Roster,
     rollout: &Rollout,
     members: &[Member],
     strata: &[&str],
@@ -155,7 +156,7 @@ async fn enlist(
 ) -> Result<Option<Aftermath>, StoreError> {
     let id = &rollout.id;
     let slot = &rollout.plan.rollout.slot;
-    let mut working = Working::new(documents);
+    let mut working = Working::new(documents, roster);
     let wanted = working.rollout(id).await?.is_some_and(|rollout| match event {
         Event::MembersWritten { effect, .. } => rollout.pending.iter().any(|pending| pending.id == *effect),
         _ => matches!(rollout.state, State::Running | State::Paused { .. } | State::Completed { .. }),
@@ -233,5 +234,5 @@ pub(super) async fn join(
         .collect();
     let names: Vec<_> = rollout.membership.strata.iter().map(|stratum| stratum.name.as_str()).collect();
     let event = Event::Joined { devices: members.len() as u64 };
-    enlist(documents, rollout, &members, &names, &event, now).await
+    enlist(documents, roster, rollout, &members, &names, &event, now).await
 }

@@ -73,6 +73,8 @@ fn sentences(mistakes: &[PlanMistake]) -> String {
 pub enum OrderError {
     #[error("there is no rollout {id}")]
     NoSuchRollout { id: RolloutId },
+    #[error("rollout {rollout} still moves slot `{slot}` of {devices} of its devices to {bundle}")]
+    Conflict { rollout: RolloutId, slot: SlotName, bundle: BundleName, devices: usize },
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error(transparent)]
@@ -97,6 +99,11 @@ impl Rollouts {
 
     pub(super) fn looks(&self) -> &Looks {
         &self.looks
+    }
+
+    /// Documents for one transaction.
+    pub fn working(&self) -> Working<'_> {
+        Working::new(&self.documents, &*self.roster)
     }
 
     /// Something that all rollouts depend on changed.
@@ -231,30 +238,11 @@ impl Rollouts {
         };
         let transaction = Transaction::new().put_json(ROLLOUT, id.as_str(), Expect::Absent, &rollout)?;
         self.audit.commit(transaction, &[draft]).await?;
-        if begin && let Some((other, _)) = other {
-            // Its devices come over one by one as they are written; this stops it handing out more.
-            self.tell(&other.id, &Event::SupersededBy { rollout: id.clone() }, now).await?;
+        if matches!(rollout.state, crate::rollout::State::Assigning { .. }) {
+            supersede(&self.documents, &*self.roster, &self.looks, &rollout, now).await?;
         }
         self.looks.after(Aftermath { rollouts: vec![id], deadlines: vec![] });
         Ok(rollout)
-    }
-
-    async fn tell(&self, id: &RolloutId, event: &Event, now: Timestamp) -> Result<(), StoreError> {
-        loop {
-            let mut working = Working::new(&self.documents);
-            if let Err(refused) = working.apply(id, event, now).await? {
-                tracing::warn!(rollout = %id, %refused, "rollout.event");
-                return Ok(());
-            }
-            match self.documents.store.commit(working.stage(Transaction::new())?).await {
-                Ok(_) => {
-                    self.looks.after(working.aftermath());
-                    return Ok(());
-                }
-                Err(StoreError::StaleRevision { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Carries a person's order or approval to a rollout, with an entry in the audit log.
@@ -269,8 +257,20 @@ impl Rollouts {
         event: &Event,
         now: Timestamp,
     ) -> Result<Rollout, OrderError> {
+        let _starting = match event {
+            Event::Start { .. } => Some(self.starting.lock().await),
+            _ => None,
+        };
         loop {
-            let mut working = Working::new(&self.documents);
+            let mut working = self.working();
+            if matches!(event, Event::Start { .. })
+                && let Some(rollout) = working.rollout(id).await?
+                && rollout.plan.rollout.on_overlap == OnOverlap::Refuse
+                && let Some((other, devices)) = overlapping(&self.documents, &*self.roster, rollout).await?
+            {
+                let (slot, bundle) = (other.plan.rollout.slot, other.release.bundle);
+                return Err(OrderError::Conflict { rollout: other.id, slot, bundle, devices });
+            }
             if !working.apply(id, event, now).await?? {
                 return Err(OrderError::NoSuchRollout { id: id.clone() });
             }
@@ -313,7 +313,7 @@ impl Rollouts {
     /// [`StoreError`]; may be called again.
     pub async fn left_fleet(&self, device: &DeviceId, now: Timestamp) -> Result<(), StoreError> {
         loop {
-            let mut working = Working::new(&self.documents);
+            let mut working = self.working();
             for (_, intent) in self.documents.intents.list_all(&format!("{device}/")).await? {
                 if let Some(trial) = &intent.value.trial {
                     working.hear(trial, device, &DeviceSaid::LeftFleet, now).await?;
@@ -418,17 +418,79 @@ impl Rollouts {
     }
 }
 
+/// Ends the other open rollouts of its slot that have devices of `rollout`, if its plan says so. Their devices
+/// come over one by one as they are written; this stops the others handing out more. A rollout that still waits
+/// for a person or a time takes nobody's place: it is called when the writing begins.
+pub(super) async fn supersede(
+    documents: &Documents,
+    roster: &dyn Roster,
+    looks: &Looks,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if rollout.plan.rollout.on_overlap != OnOverlap::Supersede {
+        return Ok(());
+    }
+    let mut told = BTreeSet::new();
+    while let Some((other, _)) = overlapping(documents, roster, rollout).await? {
+        // One that is going back already goes on doing so.
+        if !told.insert(other.id.clone()) {
+            return Ok(());
+        }
+        let event = Event::SupersededBy { rollout: rollout.id.clone() };
+        loop {
+            let mut working = Working::new(documents, roster);
+            if let Err(refused) = working.apply(&other.id, &event, now).await? {
+                tracing::warn!(rollout = %other.id, %refused, "rollout.event");
+                break;
+            }
+            match documents.store.commit(working.stage(Transaction::new())?).await {
+                Ok(_) => {
+                    looks.after(working.aftermath());
+                    break;
+                }
+                Err(StoreError::StaleRevision { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `rollout`, which is about to write its members, has to wait for another one. Those that are about to
+/// as well go by their number, so that no two wait for each other.
+pub(super) async fn has_to_wait(
+    documents: &Documents,
+    roster: &dyn Roster,
+    rollout: &Rollout,
+) -> Result<bool, StoreError> {
+    let before = |other: &Rollout| {
+        !matches!(other.state, crate::rollout::State::Assigning { .. }) || other.seq < rollout.seq
+    };
+    Ok(rollout.plan.rollout.on_overlap != OnOverlap::Supersede
+        && overlap(documents, roster, rollout, before).await?.is_some())
+}
+
 /// The first open rollout of the slot that has some of the devices `rollout` selects, with their number.
 pub(super) async fn overlapping(
     documents: &Documents,
     roster: &dyn Roster,
     rollout: &Rollout,
 ) -> Result<Option<(Rollout, usize)>, StoreError> {
+    overlap(documents, roster, rollout, |_| true).await
+}
+
+async fn overlap(
+    documents: &Documents,
+    roster: &dyn Roster,
+    rollout: &Rollout,
+    counts: impl Fn(&Rollout) -> bool,
+) -> Result<Option<(Rollout, usize)>, StoreError> {
     let mut open = Vec::new();
     for (_, other) in documents.rollouts.list_all("").await? {
         let other = other.value;
-        if other.is_active() && other.id != rollout.id && other.plan.rollout.slot == rollout.plan.rollout.slot
-        {
+        let same_slot = other.plan.rollout.slot == rollout.plan.rollout.slot;
+        if other.is_active() && other.id != rollout.id && same_slot && counts(&other) {
             open.push(other);
         }
     }

@@ -1,6 +1,9 @@
 //! The documents of one transaction: loaded once, changed in memory, saved together or not at all.
 
-use super::documents::{ATTEMPT, Documents, ROLLOUT, attempt_id, match_prefix};
+use super::{
+    documents::{ATTEMPT, Documents, ROLLOUT, attempt_id, match_prefix},
+    roster::Roster,
+};
 use crate::{
     rollout::{Arm, Attempt, DeviceSaid, Event, Move, Refused, Rollout, compare},
     store::{Expect, Revision, StoreError, Transaction, Versioned},
@@ -42,13 +45,14 @@ pub struct Aftermath {
 /// Rollouts and attempts under change.
 pub struct Working<'a> {
     documents: &'a Documents,
+    roster: &'a dyn Roster,
     rollouts: BTreeMap<RolloutId, Option<Loaded<Rollout>>>,
     attempts: BTreeMap<String, Option<Loaded<Attempt>>>,
 }
 
 impl<'a> Working<'a> {
-    pub fn new(documents: &'a Documents) -> Self {
-        Self { documents, rollouts: BTreeMap::new(), attempts: BTreeMap::new() }
+    pub fn new(documents: &'a Documents, roster: &'a dyn Roster) -> Self {
+        Self { documents, roster, rollouts: BTreeMap::new(), attempts: BTreeMap::new() }
     }
 
     pub(super) fn documents(&self) -> &'a Documents {
@@ -155,9 +159,15 @@ impl<'a> Working<'a> {
                         None => return Ok(()),
                     };
                     for device in self.matched(rollout, match_of).await? {
+                        // A connected device may be about to say something at any time.
+                        let last_seen = match self.roster.is_online(&device) {
+                            true => Some(now),
+                            false => self.roster.last_seen(&device),
+                        };
+                        let said = DeviceSaid::CanaryActivated { last_seen };
                         let Some(control) = self.attempt(rollout, &device).await? else { continue };
                         if control.value.arm == Arm::Control {
-                            left.extend(control.value.hear(&DeviceSaid::CanaryActivated, &plan, now));
+                            left.extend(control.value.hear(&said, &plan, now));
                             control.changed = true;
                         }
                     }

@@ -111,7 +111,8 @@ impl World {
             Move::Change(_) | Move::Observed { .. } => self.apply(&Event::Moved { moved }),
             Move::ControlsJoin { match_of } => {
                 for control in self.members.controls(match_of).to_vec() {
-                    self.attempt_hears(control, &DeviceSaid::CanaryActivated);
+                    let last_seen = self.last_seen(self.members.place(control).device);
+                    self.attempt_hears(control, &DeviceSaid::CanaryActivated { last_seen });
                     self.look_closer(self.members.place(control).device);
                 }
                 if let Some(canary) = self.members.canary(match_of) {

@@ -231,6 +231,11 @@ impl Faults {
         }
     }
 
+    /// An ordinary fleet that nobody tidies up: three of ten devices are switched off for good.
+    pub fn decayed() -> Self {
+        Self { offline: 0.3, ..Self::usual() }
+    }
+
     /// Everything at once, ten times too often.
     pub fn harsh() -> Self {
         Self {

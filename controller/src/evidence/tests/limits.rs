@@ -80,7 +80,7 @@ fn observation() -> impl Strategy<Value = Observation> {
 }
 
 fn assert_finite(evidence: &Evidence, settings: &GateSettings) {
-    for report in evidence.assess(settings, &ArmSizes { canaries: 20, controls: 60 }).gates {
+    for report in evidence.assess(settings, &ArmSizes { canaries: 20, compared: 20, controls: 60 }).gates {
         let mut numbers =
             vec![report.e_harm, report.e_harm_without_one, report.harm_threshold, report.e_safe];
         numbers.extend([report.e_safe_without_one, report.safe_threshold, report.observations]);
@@ -110,7 +110,7 @@ proptest! {
         // What is stored goes on as if never stored, up to the last digit of JSON's floats.
         let mut read: Evidence = serde_json::from_str(&text).unwrap();
         observations.iter().for_each(|o| { read.observe(o, &settings); evidence.observe(o, &settings); });
-        let arms = ArmSizes { canaries: 20, controls: 60 };
+        let arms = ArmSizes { canaries: 20, compared: 20, controls: 60 };
         let (read, kept) = (read.assess(&settings, &arms), evidence.assess(&settings, &arms));
         for (a, b) in read.gates.iter().zip(&kept.gates) {
             let (x, y) = ((1.0 + a.e_harm).ln(), (1.0 + b.e_harm).ln());
@@ -138,7 +138,7 @@ proptest! {
             let settings = all_gates();
             let mut evidence = Evidence::default();
             told.iter().for_each(|o| evidence.observe(o, &settings));
-            let assessed = evidence.assess(&settings, &ArmSizes { canaries: 20, controls: 60 });
+            let assessed = evidence.assess(&settings, &ArmSizes { canaries: 20, compared: 20, controls: 60 });
             assessed.gates.into_iter().map(|g| (g.verdict, g.e_harm.ln(), g.e_safe.ln(), g.e_safe_without_one.ln())).collect::<Vec<_>>()
         };
         let there = run(&told);

@@ -7,7 +7,8 @@ use crate::evidence::{ArmSizes, Evidence, Gate, GateSettings, Observation, Verdi
 
 const CANARIES: usize = 20;
 const CONTROLS: usize = 60;
-const ARMS: ArmSizes = ArmSizes { canaries: CANARIES as u32, controls: CONTROLS as u32 };
+const ARMS: ArmSizes =
+    ArmSizes { canaries: CANARIES as u32, compared: CANARIES as u32, controls: CONTROLS as u32 };
 const SIZES: [f64; 4] = [1.5, 2.0, 3.0, 5.0];
 
 fn runs(short: u32) -> u32 {

@@ -7,7 +7,7 @@ use crate::evidence::{
 use edgefleet_shared::ids::DeviceId;
 use std::collections::{BTreeMap, BTreeSet};
 
-const ARMS: ArmSizes = ArmSizes { canaries: 20, controls: 60 };
+const ARMS: ArmSizes = ArmSizes { canaries: 20, compared: 20, controls: 60 };
 
 fn device(i: usize) -> DeviceId {
     format!("d-{i}").parse().unwrap()
@@ -115,7 +115,7 @@ fn latency_is_powerless_below_the_canaries_that_could_prove_harm() {
     for (canaries, verdict) in [(needed - 1, Verdict::Powerless), (needed, Verdict::Fail)] {
         let vote = |i| Observation::Latency { device: device(i), stratum: "pi4".into(), vote: Vote::Slower };
         let evidence = after(&settings, (0..canaries as usize).map(vote));
-        let assessment = evidence.assess(&settings, &ArmSizes { canaries, controls: 60 });
+        let assessment = evidence.assess(&settings, &ArmSizes { canaries, compared: canaries, controls: 60 });
         assert_eq!(gate(&assessment, Gate::Latency).verdict, verdict, "{canaries} of {needed}");
     }
 }
@@ -125,7 +125,7 @@ fn small_fleets_are_told_that_device_level_gates_are_powerless() {
     let settings = asking(&Gate::ALL);
     for (canaries, controls, powerless) in [(9, 60, true), (10, 19, true), (10, 20, false), (3, 0, true)] {
         let evidence = after(&settings, clean_day(true));
-        let assessment = evidence.assess(&settings, &ArmSizes { canaries, controls });
+        let assessment = evidence.assess(&settings, &ArmSizes { canaries, compared: canaries, controls });
         for gate_ in [Gate::Errors, Gate::Latency, Gate::Drift, Gate::Telemetry] {
             let report = gate(&assessment, gate_);
             let powerless = powerless || canaries < settings.canaries_needed(gate_);
@@ -262,7 +262,7 @@ fn hard_failures_follow_their_table() {
         let settings = asking(&[Gate::Hard]);
         let told =
             events.iter().map(|(i, failure)| Observation::Hard { device: device(*i), failure: *failure });
-        let arms = ArmSizes { canaries, controls: 60 };
+        let arms = ArmSizes { canaries, compared: canaries, controls: 60 };
         let assessment = after(&settings, told).assess(&settings, &arms);
         assert_eq!(assessment.verdict, verdict, "{canaries} {events:?}");
         assert_eq!(assessment.alarms().count() == 1, alarm, "{canaries} {events:?}");

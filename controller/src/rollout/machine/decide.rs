@@ -334,16 +334,17 @@ impl Rollout {
     /// How many devices each arm has by now.
     pub(in super::super) fn arms(&self) -> ArmSizes {
         let last = self.plan.last_stage();
-        let (mut canaries, mut controls) = (0, 0);
+        let (mut canaries, mut compared, mut controls) = (0, 0, 0);
         for (plan, size) in self.plan.stages.iter().zip(&self.membership.stages).take(last.min(self.at() + 1))
         {
             if plan.mode == Mode::Active && plan.is_drawn() {
                 canaries += size.devices;
+                compared += size.compared;
                 controls += size.against;
             }
         }
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        ArmSizes { canaries: narrow(canaries), controls: narrow(controls) }
+        ArmSizes { canaries: narrow(canaries), compared: narrow(compared), controls: narrow(controls) }
     }
 }
 

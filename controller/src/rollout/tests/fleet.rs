@@ -131,7 +131,9 @@ impl Fleet {
                 Move::ControlsJoin { match_of } => {
                     for index in 0..self.attempts.len() {
                         if self.attempts[index].match_of == Some(match_of) {
-                            self.hear(index, &DeviceSaid::CanaryActivated);
+                            let id = self.attempts[index].device.clone();
+                            let last_seen = self.devices.iter().find(|d| d.id == id).map(|d| d.last_seen);
+                            self.hear(index, &DeviceSaid::CanaryActivated { last_seen });
                         }
                     }
                 }

@@ -1,7 +1,7 @@
 //! Who is drawn.
 
 use super::{super::*, fleet::ids};
-use edgefleet_shared::ids::DeviceId;
+use edgefleet_shared::{ids::DeviceId, time::Timestamp};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,9 +93,39 @@ fn sizes_are_exact_and_small_fleets_go_one_three_ten_and_the_rest() {
             (Some(canary_stage), &controls[..]),
             "{n}"
         );
+        for (stage, size) in drawn.summary.stages.iter().enumerate() {
+            let matched =
+                |m: &&Member| usize::from(m.stage) == stage && m.arm == Arm::Canary && m.match_of.is_some();
+            assert_eq!(size.compared, drawn.members.iter().filter(matched).count() as u64, "{n} {stage}");
+        }
         let held: u64 = drawn.summary.stages.iter().map(|stage| stage.controls).sum();
         assert_eq!(held, controls.iter().sum::<u64>(), "{n}");
     }
+}
+
+#[test]
+fn only_controls_that_are_alive_are_compared_with_a_canary() {
+    let plan = plan();
+    let drawn = members(&plan, &ids(300), &attributes(300, 1));
+    let control = drawn.members.iter().find(|member| member.arm == Arm::Control).unwrap();
+    let created = Timestamp::from_secs(1_000_000);
+    let mut attempt = Attempt::new(&"rol-1".parse().unwrap(), control, "hw0", created);
+    let now = created + std::time::Duration::from_secs(86_400);
+    let silence = plan.timeouts.silence.as_secs();
+    for seen in [None, Some(created), Some(Timestamp::from_secs(now.as_secs() - silence))] {
+        assert_eq!(
+            attempt.hear(&DeviceSaid::CanaryActivated { last_seen: seen }, &plan, now),
+            [],
+            "{seen:?}"
+        );
+    }
+    let seen = Some(Timestamp::from_secs(now.as_secs() - silence + 1));
+    let moves = attempt.hear(&DeviceSaid::CanaryActivated { last_seen: seen }, &plan, now);
+    let joined = |moved: &Move| {
+        matches!(moved, Move::Observed { observation: crate::evidence::Observation::Joined { .. } })
+    };
+    assert!(moves.len() == 1 && joined(&moves[0]), "{moves:?}");
+    assert_eq!(attempt.hear(&DeviceSaid::CanaryActivated { last_seen: Some(now) }, &plan, now), []);
 }
 
 #[test]

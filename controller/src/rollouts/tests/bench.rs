@@ -12,7 +12,7 @@ use crate::{
     rollout::{Attempt, Event, Plan, Release, Rollout, Share, Stage, StateName, plan::Limits},
     rollouts::{
         Calendars, Clerk, Documents, Ears, NewRolloutRequest, OrderError, RolloutDriver, RolloutParts,
-        Rollouts, StartError, Working,
+        Rollouts, StartError,
     },
     signing::{setup, signer::OnlineKey, trust_store::TrustStore},
     store::{
@@ -301,7 +301,7 @@ impl Line {
         self.clerk.take(report).await;
         for end in ends {
             loop {
-                let mut working = Working::new(&self.documents);
+                let mut working = self.rollouts.working();
                 let mut ears = Ears::new(&self.documents);
                 ears.hear(&mut working, device, &end, true, clock::now()).await.unwrap();
                 match self.documents.store.commit(working.stage(Transaction::new()).unwrap()).await {

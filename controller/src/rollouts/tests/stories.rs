@@ -224,6 +224,54 @@ async fn a_later_rollout_takes_over_who_has_not_activated_and_only_if_it_says_so
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_waits_for_a_person_takes_nobody_s_place_until_they_agree() {
+    let bench = Bench::on_first(10).await;
+    let process = bench.start(None).await;
+    let ids = bench.devices.ids();
+    ids.iter().for_each(|id| bench.devices.behave(id, Manner::Fetches));
+    process.roll(plan("digits@2"), "r-2").await;
+    bench.reaches("r-2", StateName::Running).await;
+    let mut next = plan("digits@3");
+    next.rollout.on_overlap = OnOverlap::Supersede;
+    next.approval = true;
+    let waiting = process.start_rollout(next, "r-3").await.unwrap();
+    assert_eq!(waiting.state.name(), StateName::PendingApproval);
+    assert_eq!(bench.rollout("r-2").await.state.name(), StateName::Running);
+    ids.iter().for_each(|id| bench.devices.with(id, |device| device.manner = Manner::Commits));
+    let agreed = Event::Approve { by: other().name().to_owned(), reason: "looked at it".into() };
+    process.order("r-3", &other(), agreed).await.unwrap();
+    process.order("r-3", &author(), Event::Start { by: author().name().to_owned() }).await.unwrap();
+    bench.reaches("r-2", StateName::Superseded).await;
+    process.kill().await;
+    bench.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_scheduled_waits_for_what_began_meanwhile_and_is_not_started_by_hand() {
+    let bench = Bench::on_first(10).await;
+    let process = bench.start(None).await;
+    let ids = bench.devices.ids();
+    let mut scheduled = plan("digits@3");
+    scheduled.start_at = Some(clock::now() + std::time::Duration::from_secs(2));
+    process.start_rollout(scheduled, "r-3").await.unwrap();
+    ids.iter().for_each(|id| bench.devices.behave(id, Manner::Fetches));
+    process.roll(plan("digits@2"), "r-2").await;
+    let by_hand = process.order("r-3", &author(), Event::Start { by: author().name().to_owned() }).await;
+    assert!(matches!(by_hand, Err(OrderError::Conflict { devices: 10, .. })), "{by_hand:?}");
+    bench
+        .until("its time has come", || async {
+            bench.rollout("r-3").await.state.name() == StateName::Assigning
+        })
+        .await;
+    let waiting = bench.rollout("r-3").await.waiting;
+    assert!(waiting.iter().any(|one| one.sentence.contains("no other rollout")), "{waiting:?}");
+    assert_eq!(bench.rollout("r-2").await.state.name(), StateName::Running);
+    ids.iter().for_each(|id| bench.devices.with(id, |device| device.manner = Manner::Commits));
+    process.kill().await;
+    bench.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_device_leaves_and_a_late_one_joins_the_last_stage() {
     let bench = Bench::on_first(10).await;
     let process = bench.start(None).await;

@@ -4,7 +4,7 @@ use super::stats::{Rate, median};
 use crate::{
     evidence::Gate,
     rollout::{Mode, OnFail, Plan, Rule, Share, Span},
-    simulate::{Check, Ending, Outcome, Scenario, Settings, run},
+    simulate::{Check, Ending, Faults, Outcome, Scenario, Settings, run},
 };
 use serde::Serialize;
 use std::{
@@ -19,6 +19,8 @@ pub struct Effort {
     pub harmless: u64,
     /// Rollouts of each other candidate.
     pub harmful: u64,
+    /// Rollouts of the harmless candidate in a fleet where three of ten devices are dead.
+    pub decayed: u64,
     /// Rollouts watched every minute for a month.
     pub peeking: u64,
     pub devices: u32,
@@ -29,10 +31,18 @@ pub struct Effort {
 impl Effort {
     /// DECISIONS 27.
     pub fn full() -> Self {
-        Self { harmless: 10_000, harmful: 333, peeking: 333, devices: 2_000, seed: 1, threads: 2 }
+        Self {
+            harmless: 10_000,
+            harmful: 333,
+            decayed: 1_000,
+            peeking: 333,
+            devices: 2_000,
+            seed: 1,
+            threads: 2,
+        }
     }
     pub fn short() -> Self {
-        Self { harmless: 80, harmful: 8, peeking: 2, threads: 2, ..Self::full() }
+        Self { harmless: 80, harmful: 8, decayed: 8, peeking: 2, threads: 2, ..Self::full() }
     }
 }
 
@@ -63,6 +73,7 @@ pub struct Measured {
     pub effort: Effort,
     pub alpha: f64,
     pub rows: Vec<Row>,
+    pub decayed: Row,
     pub peeking: Row,
     /// Virtual day of each abort of the harmless candidate under constant watch.
     pub peeking_days: Vec<f64>,
@@ -73,7 +84,7 @@ impl Measured {
         self.rows.iter().find(|row| row.scenario == scenario.name())
     }
     pub fn broken(&self) -> impl Iterator<Item = &String> {
-        self.rows.iter().chain([&self.peeking]).flat_map(|row| &row.broken)
+        self.rows.iter().chain([&self.decayed, &self.peeking]).flat_map(|row| &row.broken)
     }
 }
 
@@ -120,15 +131,20 @@ pub fn measure(
     for scenario in scenarios.iter().copied() {
         let n = if scenario == Scenario::Good { effort.harmless } else { effort.harmful };
         let outcomes = runs(&effort, n, scenario.name(), progress, |seed| settings(&effort, scenario, seed));
-        rows.push(row(scenario.name(), &effort, &outcomes));
+        rows.push(row(scenario.name(), "", &effort, &outcomes));
     }
+    let decayed = runs(&effort, effort.decayed, "decayed", progress, |seed| Settings {
+        faults: Faults::decayed(),
+        ..settings(&effort, Scenario::Good, seed)
+    });
     let watched = runs(&effort, effort.peeking, "peeking", progress, |seed| peeking(&effort, seed));
     let peeking_days =
         watched.iter().filter(|o| matches!(o.ending, Ending::Harm(_))).map(|o| o.hours / 24.0).collect();
     Measured {
         effort,
         alpha: plan_of_tables().gates.alpha,
-        peeking: row("peeking", &effort, &watched),
+        decayed: row(Scenario::Good.name(), " --faults decayed", &effort, &decayed),
+        peeking: row("peeking", "", &effort, &watched),
         rows,
         peeking_days,
     }
@@ -201,7 +217,8 @@ fn runs(
     all
 }
 
-fn row(name: &str, effort: &Effort, kept: &[Kept]) -> Row {
+/// `world`: what the replay command says on top.
+fn row(name: &str, world: &str, effort: &Effort, kept: &[Kept]) -> Row {
     let n = kept.len() as u64;
     let count = |wanted: &dyn Fn(&Ending) -> bool| {
         Rate::of(kept.iter().filter(|k| wanted(&k.ending)).count() as u64, n)
@@ -233,7 +250,11 @@ fn row(name: &str, effort: &Effort, kept: &[Kept]) -> Row {
         open: count(&|ending| *ending == Ending::Open),
         hours_to_stop: median(&mut stops),
         reached: median(&mut reached),
-        broken: kept.iter().filter(|k| k.broken).map(|k| replay(effort.devices, k.seed, name)).collect(),
+        broken: kept
+            .iter()
+            .filter(|k| k.broken)
+            .map(|k| replay(effort.devices, k.seed, name) + world)
+            .collect(),
     }
 }
 

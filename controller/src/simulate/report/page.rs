@@ -38,6 +38,17 @@ pub fn page(measured: &Measured, folder: &str) -> (String, Vec<File>) {
         let _ = writeln!(text, "| {} | {} | {} |", row.scenario, gates.join(", "), rules.join(", "));
     }
     text.push_str("\nA rollout that two gates fail at the same look counts for both.\n");
+    let decayed = &measured.decayed;
+    let _ = writeln!(
+        text,
+        "\n## A fleet where three of ten devices are dead\n\nCanaries are alive when they activate; controls are drawn \
+         before anybody knows. One that is not heard of when its canary activates stays out of the comparison, or \
+         dead controls, who have no bad hours, would make any candidate look bad. Of {} harmless rollouts {} were failed by \
+         statistics: {}.",
+        decayed.n,
+        decayed.harm.hits,
+        with_bounds(decayed.harm)
+    );
     let peek = &measured.peeking;
     let _ = writeln!(
         text,
