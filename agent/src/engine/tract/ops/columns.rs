@@ -2,7 +2,7 @@
 
 use super::{
     attributes::{has, index, ints},
-    kernel::{Fact, FromNode, Kernel, matrix, rows_and_columns, slice, tensor},
+    kernel::{Fact, FromNode, Kernel, is_whole, matrix, rows_and_columns, slice, tensor},
 };
 use tract_onnx::{model::ParsingContext, pb::NodeProto, tract_hir::internal::*};
 
@@ -74,7 +74,7 @@ impl Kernel for ArrayFeatureExtractor {
         let [(kind, shape), (asked, list)] = inputs else {
             bail!("ArrayFeatureExtractor takes two inputs, not {}", inputs.len())
         };
-        ensure!(asked.is_integer() || *asked == TDim::datum_type(), "columns are listed as {asked:?}");
+        ensure!(is_whole(*asked), "columns are listed as {asked:?}");
         let count: TDim = list.iter().product();
         let mut made = match shape.split_last() {
             None => bail!("needs an input with a dimension, not a scalar"),

@@ -160,6 +160,11 @@ pub(super) fn tensor<T: Datum>(shape: &[usize], values: Vec<T>) -> TractResult<T
     Ok(tract_ndarray::ArrayD::from_shape_vec(shape, values)?.into_tensor())
 }
 
+/// Whether a value holds integers; where a graph computes shapes tract has its own type for them.
+pub(super) fn is_whole(kind: DatumType) -> bool {
+    kind.is_integer() || kind == TDim::datum_type()
+}
+
 /// Rows and columns of an input that is a matrix or one row; more dimensions make more columns.
 pub(super) fn matrix(shape: &[TDim]) -> TractResult<(TDim, TDim)> {
     match shape {

@@ -12,10 +12,16 @@ mod columns;
 mod kernel;
 mod labels;
 mod linear;
+mod loss;
+mod lp_pool;
 mod lrn;
+mod ngrams;
+mod roi_align;
 mod scale;
 mod scores;
+mod sequence;
 mod svm;
+mod texts;
 mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
@@ -60,6 +66,13 @@ pub(super) fn register(register: &mut OnnxOpRegister) {
     register.insert("TreeEnsembleRegressor", kernel::build::<trees::Regressor>);
     adjusted::register(register);
     register.insert("BitShift", kernel::build::<bits::BitShift>);
+    register.insert("LpPool", kernel::build::<lp_pool::LpPool>);
     register.insert("LRN", kernel::build::<lrn::Lrn>);
+    register.insert("NegativeLogLikelihoodLoss", kernel::build::<loss::NegativeLogLikelihood>);
+    register.insert("SoftmaxCrossEntropyLoss", kernel::build::<loss::SoftmaxCrossEntropy>);
+    register.insert("ReverseSequence", kernel::build::<sequence::ReverseSequence>);
+    register.insert("RoiAlign", kernel::build::<roi_align::RoiAlign>);
+    register.insert("StringConcat", kernel::build::<texts::StringConcat>);
+    register.insert("TfIdfVectorizer", kernel::build::<ngrams::TfIdfVectorizer>);
     register.insert("If", branch::build);
 }

@@ -1,0 +1,34 @@
+//! StringConcat: joins texts, element by element.
+
+use super::kernel::{Fact, FromNode, Kernel};
+use tract_onnx::{
+    model::ParsingContext, pb::NodeProto, tract_core::broadcast::multi_broadcast, tract_hir::internal::*,
+};
+
+#[derive(Debug)]
+pub(super) struct StringConcat;
+
+impl FromNode for StringConcat {
+    fn from_node(_ctx: &ParsingContext, _node: &NodeProto) -> TractResult<Self> {
+        Ok(Self)
+    }
+}
+
+impl Kernel for StringConcat {
+    fn name(&self) -> &'static str {
+        "StringConcat"
+    }
+    fn outputs(&self, inputs: &[Fact]) -> TractResult<TVec<Fact>> {
+        let [(kind, x), (other, y)] = inputs else { bail!("StringConcat takes two inputs") };
+        ensure!(*kind == String::datum_type() && other == kind, "StringConcat of {kind:?} and {other:?}");
+        Ok(tvec!((*kind, multi_broadcast(&[x, y])?)))
+    }
+    fn eval(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let (x, y) = (inputs[0].to_plain_array_view::<String>()?, inputs[1].to_plain_array_view::<String>()?);
+        let shape = multi_broadcast(&[x.shape(), y.shape()])?;
+        let (Some(x), Some(y)) = (x.broadcast(&*shape), y.broadcast(&*shape)) else {
+            bail!("shapes {:?} and {:?} do not go together", x.shape(), y.shape())
+        };
+        Ok(tvec!(tract_ndarray::Zip::from(x).and(y).map_collect(|x, y| format!("{x}{y}")).into_tensor()))
+    }
+}
