@@ -23,6 +23,8 @@ const LOCAL: u32 = 1 << 31;
 const CONTROLLER: u32 = 1 << 30;
 /// Subjects before the first sweep: activations are rare, requests are not.
 const SWEEP_AT: usize = 64;
+/// Room for so many rows at first.
+const FIRST: usize = 1_024;
 /// Labels that came before the candidate's answer to the same input, at most.
 const MAX_EARLY: usize = 4_096;
 /// In [`Entry::candidate`]: no shadow was given this row, or it has no answer.
@@ -103,6 +105,11 @@ impl Ring {
             if self.entries.len() >= self.limit {
                 self.entries.pop_front();
                 self.first += 1;
+            }
+            // Left to itself it doubles beyond the limit, and goes round through all of it.
+            if self.entries.len() == self.entries.capacity() {
+                let more = self.entries.len().max(FIRST).min(self.limit - self.entries.len());
+                self.entries.reserve_exact(more);
             }
             let Class { index, confidence } = *class;
             let candidate = candidate.unwrap_or(NO_CANDIDATE);
@@ -273,6 +280,18 @@ mod tests {
             ring.join(3, 0, "three", &LabelSource::Controller).is_ok(),
             "the controller's label is counted apart"
         );
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_the_limit_says() {
+        let bytes = size_of::<Entry>() * 600_001;
+        let mut ring = Ring::new(bytes, Duration::from_secs(1_000));
+        let index = ring.adopt(Arc::new(subject("digits", 1, 1)));
+        for _ in 0..700_000 {
+            ring.push(index, &[ROW], None, at(0));
+        }
+        assert_eq!(ring.len(), 600_001);
+        assert_eq!(ring.entries.capacity() * size_of::<Entry>(), bytes);
     }
 
     #[test]
