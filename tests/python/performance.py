@@ -98,8 +98,8 @@ def soak(found):
     return (
         f"{found['requests']:,} requests over eight kept connections, {found['swaps']} switches of the bundle under them, every "
         f"answer held against what the bundle it names must answer: {found['failed']} failed, "
-        f"{found['requests_per_second']:.0f} a second. Each answer is remembered for labels that come later, in a ring that is "
-        "full after some 1.3 million; from the middle to the end memory changed by "
+        f"{found['requests_per_second']:.0f} a second. Each answer is remembered for labels that come later, in a ring of "
+        "16 MiB; from the middle to the end memory changed by "
         f"{found['growth_over_the_second_half'] * 100:+.1f} %.\n\n"
         + table(["answered", "PSS", "anonymous"], rows)
     )
