@@ -52,7 +52,9 @@ bench: setup build ## Measure engines, serving beside its peers, memory, million
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent
 	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor
 	@mkdir -p target/bench
+	agent/peers/install "$(CACHE)/peers"
 	"$(TARGET_DIR)/ci/examples/engine_floor" --ort-lib "$$(echo "$(VENV)"/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
+		--openvino "$(CACHE)/peers/openvino/bin/python" \
 		--out target/bench/engine.json models/*/v*/model.onnx $(BENCH_MODELS)
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json

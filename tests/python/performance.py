@@ -33,7 +33,7 @@ def engines(found):
         if "onnxruntime" not in by:
             continue
         cells = [f"{model}", str(threads), str(batch), f"{by['onnxruntime']['median_ms']:.3f}"]
-        for name in ("chosen", "tract"):
+        for name in ("chosen", "tract", "openvino"):
             ratio = by[name]["ratio_vs_onnxruntime"] if name in by else None
             cells.append("-" if ratio is None else f"{ratio:.2f}")
             if ratio is not None:
@@ -41,11 +41,12 @@ def engines(found):
         chosen = by.get("chosen", {"engine": "-"})["engine"]
         cells.append(chosen.removeprefix("chosen (").removesuffix(")"))
         rows.append(cells)
-    head = ["model", "threads", "batch", "ONNX Runtime, ms", "chosen", "tract alone", "chosen engine"]
+    head = ["model", "threads", "batch", "ONNX Runtime, ms", "chosen", "tract alone", "OpenVINO", "chosen engine"]
     means = ", ".join(
         f"{name} {geometric_mean(each):.2f} in the geometric mean, {max(each):.2f} at most" for name, each in ratios.items()
     )
-    names = ", ".join(name.split(" /")[0].split(":")[0] for name in found["engines"])
+    versions = {f"openvino {row['version']}" for row in found["rows"] if row["engine"] == "openvino"}
+    names = ", ".join([*(name.split(" /")[0].split(":")[0] for name in found["engines"]), *sorted(versions)])
     return (
         f"Medians of {found['rounds']} alternating rounds in one process, f32; ratios to ONNX Runtime with as many threads, "
         f"below 1 is faster. Engines: {names}. {means}.\n\n{table(head, rows)}"

@@ -1,8 +1,10 @@
 //! How far each engine is from ONNX Runtime: writes `engine.json`, prints a table.
 //!
-//! `engine_floor --ort-lib LIB --out FILE [--rounds N] [--most-mb N] MODEL|BUNDLE|FOLDER...`; of a folder
-//! without a manifest, every `.onnx` file in it. The baseline is ONNX Runtime through its C interface in this
+//! `engine_floor --ort-lib LIB --out FILE [--openvino PYTHON] [--rounds N] [--most-mb N] MODEL|BUNDLE|FOLDER...`; of a
+//! folder without a manifest, every `.onnx` file in it. `PYTHON` is one with the package `openvino`. The baseline is ONNX Runtime through its C interface in this
 //! very process, with the same options; a second copy of it in the same rounds shows the noise.
+
+mod openvino;
 
 use anyhow::{Context, ensure};
 use edgefleet_agent::engine::{
@@ -24,6 +26,7 @@ const ONE: &str = "onnxruntime-one-thread";
 
 struct Options {
     library: PathBuf,
+    openvino: Option<PathBuf>,
     out: PathBuf,
     rounds: usize,
     most_bytes: u64,
@@ -33,6 +36,7 @@ struct Options {
 fn options() -> anyhow::Result<Options> {
     let mut options = Options {
         library: PathBuf::new(),
+        openvino: None,
         out: PathBuf::new(),
         rounds: 30,
         most_bytes: u64::MAX,
@@ -43,6 +47,7 @@ fn options() -> anyhow::Result<Options> {
         let mut value = || arguments.next().with_context(|| format!("{argument:?} needs a value"));
         match argument.to_str() {
             Some("--ort-lib") => options.library = value()?.into(),
+            Some("--openvino") => options.openvino = Some(value()?.into()),
             Some("--out") => options.out = value()?.into(),
             Some("--rounds") => options.rounds = value()?.to_string_lossy().parse()?,
             Some("--most-mb") => {
@@ -78,6 +83,7 @@ fn main() -> anyhow::Result<()> {
     let engines = Engines::new(Some(&options.library));
     engines.tract().warm_up();
     let budget = Budget { warm_up: 3, most: options.rounds, time: Duration::MAX };
+    let mut peer = options.openvino.as_deref().map(openvino::Peer::start).transpose()?;
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
     for path in spread(&options.models)? {
         if std::fs::metadata(&path)?.len() > options.most_bytes {
@@ -96,6 +102,24 @@ fn main() -> anyhow::Result<()> {
                 let done = measure(&subject, &engines, threads, batch, budget)?;
                 absent.extend(done.absent.iter().map(|absent| json!(absent)));
                 rows.extend(judged(&done, threads));
+                let Some(peer) = &mut peer else { continue };
+                let setup = Setup { engine: EngineName::Onnxruntime, threads, ..first_setup(&subject)? };
+                match peer.duel(&subject, &engines, setup, batch, options.rounds)? {
+                    Ok(row) => {
+                        println!(
+                            "{:<28} threads {threads} batch {batch} {:<22} {:>10.3} ms  ratio {:>7.3}",
+                            subject.name,
+                            "openvino",
+                            row["median_ms"].as_f64().unwrap_or(f64::NAN),
+                            row["ratio_vs_onnxruntime"].as_f64().unwrap_or(f64::NAN)
+                        );
+                        rows.push(row);
+                    }
+                    Err(reason) => absent.push(json!({
+                        "model": subject.name, "threads": threads, "batch": batch, "engine": "openvino",
+                        "reason": reason,
+                    })),
+                }
             }
         }
     }
