@@ -99,16 +99,31 @@ impl EngineChooser {
     }
 
     /// Everything this device could run a bundle with, in order of preference, and what the settings
-    /// exclude.
+    /// exclude or cannot be tried now.
     pub fn offered(&self, manifest: &Manifest) -> (Vec<Setup>, Vec<Refused>) {
         let artifacts: Vec<&Artifact> = manifest.artifacts.iter().filter(|a| is_meant_for_us(a)).collect();
         let threads = |engine| Engines::threads_of(engine, self.cores);
-        chooser::offered(&artifacts, &self.engines.names(), &self.policy, threads)
+        let (setups, mut refused) =
+            chooser::offered(&artifacts, &self.engines.names(), &self.policy, threads);
+        let mut kept = Vec::with_capacity(setups.len());
+        for setup in setups {
+            match self.engines.unprovable(setup.engine) {
+                None => kept.push(setup),
+                Some(reason) => refused.push(Refused { setup, code: None, reason }),
+            }
+        }
+        (kept, refused)
+    }
+
+    /// Whether everything that is here can be tried; not while a library waits for the next start.
+    pub fn can_try_all(&self) -> bool {
+        self.engines.names().into_iter().all(|engine| self.engines.unprovable(engine).is_none())
     }
 
     /// Tries a bundle: its golden samples with every setup, then, among those that passed, the speed.
     /// The verdict is that of the setup that will run it, or of the first if none passed. Blocks.
     pub fn try_bundle(&self, files: &BundleFiles, manifest: &Manifest) -> ProbeVerdict {
+        let engines = self.engines.identities();
         let (setups, mut refused) = self.offered(manifest);
         let Some(first) = setups.first().copied() else {
             // Without settings that exclude all, no artifact is meant for this machine: the probe says so.
@@ -116,7 +131,7 @@ impl EngineChooser {
                 return probe::run(files, &self.probe);
             }
             let reasons: Vec<String> = refused.iter().map(|r| format!("{}: {}", r.setup, r.reason)).collect();
-            return probe::untried(files, &format!("the settings leave no engine ({})", reasons.join("; ")));
+            return probe::untried(files, &format!("no engine is left to try ({})", reasons.join("; ")));
         };
         let mut passed: Vec<(Passed, ProbeVerdict)> = Vec::new();
         let mut failed: Option<ProbeVerdict> = None;
@@ -140,6 +155,16 @@ impl EngineChooser {
                 }
             }
         }
+        if self.engines.identities() != engines {
+            // What passed may be another file than the one here now. Of tract there is but one.
+            let (same, other) = passed.into_iter().partition(|(p, _)| p.setup.engine == EngineName::Tract);
+            passed = same;
+            for (Passed { setup, .. }, _) in other {
+                let reason = "its library was replaced while it was tried".to_owned();
+                failed.get_or_insert_with(|| probe::untried(files, &reason));
+                refused.push(Refused { setup, code: None, reason });
+            }
+        }
         if passed.is_empty() {
             // It was tried with the first, so there is a verdict.
             return failed.unwrap_or_else(|| probe::untried(files, "no engine was tried"));
@@ -152,11 +177,21 @@ impl EngineChooser {
             verdicts.push((passed.setup, verdict));
             all.push(passed);
         }
-        let former = self.selection(digest).and_then(|s| s.chosen().map(|chosen| chosen.setup));
-        let selection = chooser::select(self.key(digest), all, refused, rounds, former);
-        let chosen = selection.chosen().map_or(first, |chosen| chosen.setup);
+        let known = self.selection(digest);
+        let key = Key { engines, ..self.key(digest) };
+        let former = known.as_ref().and_then(|s| s.chosen().map(|chosen| chosen.setup));
+        let chosen = match known.filter(|known| known.key == key && !self.can_try_all()) {
+            // What was proved with the library that runs here still holds.
+            Some(known) => known.chosen().map(|chosen| chosen.setup),
+            None => {
+                let selection = chooser::select(key, all, refused, rounds, former);
+                let chosen = selection.chosen().map(|chosen| chosen.setup);
+                self.remember(digest, selection);
+                chosen
+            }
+        };
+        let chosen = chosen.unwrap_or(first);
         tracing::info!(bundle = %manifest.name(), setup = %chosen, rounds, "chose an engine");
-        self.remember(digest, selection);
         let at = verdicts.iter().position(|(setup, _)| *setup == chosen).unwrap_or(0);
         verdicts.swap_remove(at).1
     }
@@ -217,17 +252,18 @@ impl EngineChooser {
     }
 
     /// What may run a bundle right now, best first. Of one that nobody tried here: tract, which was all
-    /// there was when it came.
+    /// there was when it came. Never what the settings exclude.
     fn proven(&self, bundle: BundleDigest, manifest: &Manifest) -> Vec<Setup> {
         let Some(selection) = self.selection(bundle) else {
             let artifact = choose_artifact(&manifest.artifacts);
             let tract =
                 |a: &Artifact| Setup { engine: EngineName::Tract, precision: a.precision, threads: 1 };
-            return artifact.map(tract).into_iter().collect();
+            return artifact.map(tract).into_iter().filter(|setup| self.policy.allows(setup)).collect();
         };
         // A library that is another one since may not run here before it was tried again.
         let same = selection.key == self.key(bundle);
-        let trusted = |setup: &Setup| same || setup.engine == EngineName::Tract;
+        let trusted =
+            |setup: &Setup| self.policy.allows(setup) && (same || setup.engine == EngineName::Tract);
         selection.passed.iter().map(|passed| passed.setup).filter(trusted).collect()
     }
 
@@ -243,10 +279,12 @@ impl EngineChooser {
         manifest: &Manifest,
         files: &BundleFiles,
     ) -> Result<Chosen, LoadError> {
+        let mut engines = self.engines.identities();
         let mut setups = self.proven(bundle, manifest);
         if setups.is_empty() && !self.is_current(bundle) {
             tracing::info!(bundle = %manifest.name(), "no proven engine is left, trying those that are here");
             self.try_bundle(files, manifest);
+            engines = self.engines.identities();
             setups = self.proven(bundle, manifest);
         }
         let mut last = None;
@@ -254,6 +292,9 @@ impl EngineChooser {
             let Some(found) = artifact(&manifest.artifacts, setup.precision) else { continue };
             let path = files.blobs.join(found.blob.digest.to_hex());
             let whole = self.engines.load(setup, &path, &manifest.interface).and_then(|model| {
+                if setup.engine != EngineName::Tract && self.engines.identities() != engines {
+                    return Err(replaced(setup.engine));
+                }
                 piped::around(model, manifest.pipeline.as_ref(), &manifest.interface, &manifest.labels)
             });
             match whole {
@@ -267,13 +308,23 @@ impl EngineChooser {
         Err(last.unwrap_or_else(|| LoadError {
             code: RefusalCode::NoArtifact,
             message: format!(
-                "`{}` has nothing that an engine of this device ({}) may run",
+                "`{}` has nothing that an engine of this device ({}) may run under its settings",
                 manifest.name(),
                 self.engines.identities().join(", ")
             ),
             node: None,
             op: None,
         }))
+    }
+}
+
+/// Between the look at a library and its opening.
+fn replaced(engine: EngineName) -> LoadError {
+    LoadError {
+        code: RefusalCode::ProbeUnavailable,
+        message: format!("the library of {engine} is another one than the one that was proved"),
+        node: None,
+        op: None,
     }
 }
 

@@ -39,6 +39,19 @@ pub struct Policy {
     pub threads: usize,
 }
 
+impl Policy {
+    /// Whether a setup may be used at all.
+    pub fn allows(&self, setup: &Setup) -> bool {
+        self.forbidding(setup).is_none() && self.pins(setup)
+    }
+    fn forbidding(&self, setup: &Setup) -> Option<&Pattern> {
+        self.forbid.iter().find(|pattern| pattern.matches(setup))
+    }
+    fn pins(&self, setup: &Setup) -> bool {
+        self.pin.is_empty() || self.pin.iter().any(|pattern| pattern.matches(setup))
+    }
+}
+
 /// Everything a choice depends on. Another key, another choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -110,15 +123,13 @@ pub fn offered(
             }
         }
     }
-    let pinned = |setup: &Setup| policy.pin.is_empty() || policy.pin.iter().any(|p| p.matches(setup));
-    let forbidden = |setup: &Setup| policy.forbid.iter().find(|p| p.matches(setup));
     // A variant the bundle has nothing else of is taken as it is.
     let only = |setup: &Setup| artifacts.iter().all(|a| a.precision == setup.precision);
     let (mut kept, mut refused) = (Vec::new(), Vec::new());
     for setup in all {
-        let reason = if let Some(pattern) = forbidden(&setup) {
+        let reason = if let Some(pattern) = policy.forbidding(&setup) {
             Some(format!("the settings forbid `{pattern}`"))
-        } else if !pinned(&setup) {
+        } else if !policy.pins(&setup) {
             Some("the settings pin another".to_owned())
         } else if !is_sensible(&setup) && !only(&setup) && policy.pin.is_empty() {
             Some(format!("{} gains nothing from this variant", setup.engine))
