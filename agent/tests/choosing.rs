@@ -205,6 +205,33 @@ fn a_choice_is_remembered_until_engine_or_settings_change() {
 }
 
 #[test]
+fn where_batches_are_served_one_row_and_a_batch_are_measured_and_both_are_told() {
+    let Some(real) = support::ort::library() else { return };
+    let mut source = Source::digits(2);
+    source.limits.batch_max = 6;
+    let measured = |source: &Source, rows: usize| {
+        let bundle = source.write();
+        let chooser = chooser(Some(&real), Policy { rows, ..policy(2) }, None);
+        let digest = chooser.try_bundle(&files(&bundle), &bundle.manifest).digest;
+        chooser.selection(digest).unwrap()
+    };
+    let batches = measured(&source, 8);
+    eprintln!("{batches:#?}");
+    assert_eq!((batches.passed.len(), batches.rows), (3, 1));
+    for passed in &batches.passed {
+        let (single, batch) = (passed.median_ms.unwrap(), passed.batch.expect("a batch"));
+        assert_eq!(batch.rows, 6, "never more than the bundle's own bound");
+        assert!(batch.median_ms > 0.0 && single > 0.0, "{passed:?}");
+    }
+    let times: Vec<f64> = batches.passed.iter().map(|passed| passed.batch.unwrap().median_ms).collect();
+    assert!(times[0] <= times[1] * 1.06 && times[0] <= times[2] * 1.06, "{times:?}");
+    // Not configured, or not possible.
+    assert!(measured(&source, 1).passed.iter().all(|passed| passed.batch.is_none()));
+    source.limits.batch_max = 1;
+    assert!(measured(&source, 8).passed.iter().all(|passed| passed.batch.is_none()));
+}
+
+#[test]
 fn a_replaced_library_counts_after_the_next_start_and_what_runs_goes_on() {
     let Some(real) = support::ort::library() else { return };
     let (bundle, memory) = (Source::digits(2).write(), tempfile::tempdir().unwrap());

@@ -3,16 +3,17 @@
 
 use super::{
     Engines, LoadError, LoadedModel, choose_artifact,
-    chooser::{self, Budget, Key, Passed, Policy, Refused, Selection},
+    chooser::{self, Batch, Budget, Key, Passed, Policy, Refused, Selection},
     is_meant_for_us, piped,
-    probe::{self, BundleFiles, ProbeOptions},
+    pool::rows_together,
+    probe::{self, BundleFiles, Comparison, Contestant, ProbeOptions},
     setup::{EngineName, Setup, artifact},
 };
 use crate::store::files;
 use edgefleet_shared::{
     bundle::{Artifact, Manifest},
     digest::BundleDigest,
-    probe::ProbeVerdict,
+    probe::{ProbeFailure, ProbeVerdict},
     reported::RefusalCode,
 };
 use parking_lot::Mutex;
@@ -66,7 +67,8 @@ impl EngineChooser {
         &self.engines
     }
 
-    fn key(&self, bundle: BundleDigest) -> Key {
+    /// What a choice for a bundle rests on now.
+    pub fn key(&self, bundle: BundleDigest) -> Key {
         let (engines, cpu) = (self.engines.identities(), self.cpu.clone());
         Key { bundle, engines, cpu, policy: self.policy.clone() }
     }
@@ -143,7 +145,7 @@ impl EngineChooser {
                         .engine
                         .as_ref()
                         .map_or_else(String::new, |engine| format!("{} {}", engine.name, engine.version));
-                    passed.push((Passed { setup, engine, median_ms: None }, verdict));
+                    passed.push((Passed { setup, engine, median_ms: None, batch: None }, verdict));
                 }
                 Some(failure) => {
                     tracing::info!(bundle = %verdict.bundle, %setup, reason = failure.message, "refused an engine");
@@ -170,21 +172,22 @@ impl EngineChooser {
             return failed.unwrap_or_else(|| probe::untried(files, "no engine was tried"));
         }
         let digest = passed[0].1.digest;
-        let rounds = self.measure(files, manifest, &mut passed, &mut refused);
+        let known = self.selection(digest);
+        let former = known.as_ref().and_then(|s| s.chosen().map(|chosen| chosen.setup));
+        let measured = self.measure(files, manifest, &mut passed, &mut refused, former);
         let mut verdicts: Vec<(Setup, ProbeVerdict)> = Vec::new();
         let mut all = Vec::new();
         for (passed, verdict) in passed {
             verdicts.push((passed.setup, verdict));
             all.push(passed);
         }
-        let known = self.selection(digest);
         let key = Key { engines, ..self.key(digest) };
-        let former = known.as_ref().and_then(|s| s.chosen().map(|chosen| chosen.setup));
+        let rounds = measured.0;
         let chosen = match known.filter(|known| known.key == key && !self.can_try_all()) {
             // What was proved with the library that runs here still holds.
             Some(known) => known.chosen().map(|chosen| chosen.setup),
             None => {
-                let selection = chooser::select(key, all, refused, rounds, former);
+                let selection = chooser::select(key, all, refused, measured, former);
                 let chosen = selection.chosen().map(|chosen| chosen.setup);
                 self.remember(digest, selection);
                 chosen
@@ -196,49 +199,69 @@ impl EngineChooser {
         verdicts.swap_remove(at).1
     }
 
-    /// Fills in the medians where there is something to compare. Returns the rounds.
+    /// Fills in the medians where there is something to compare. Returns the rounds, and the rows of the
+    /// input.
     fn measure(
         &self,
         files: &BundleFiles,
         manifest: &Manifest,
         passed: &mut Vec<(Passed, ProbeVerdict)>,
         refused: &mut Vec<Refused>,
-    ) -> usize {
+        former: Option<Setup>,
+    ) -> (usize, usize) {
         if passed.len() < 2 {
-            return 0;
+            return (0, 1);
         }
-        let setups: Vec<Setup> = passed.iter().map(|(passed, _)| passed.setup).collect();
-        let compared = match probe::compare(files, manifest, &setups, self.budget, &self.probe) {
+        let alone = |verdict: &ProbeVerdict| verdict.measured.as_ref().map_or(f64::INFINITY, |m| m.p50_ms);
+        let alone_ms: Vec<f64> = passed.iter().map(|(_, verdict)| alone(verdict)).collect();
+        let keep = passed.iter().position(|(passed, _)| Some(passed.setup) == former).unwrap_or(0);
+        let order = chooser::order(&alone_ms, keep);
+        let contestant = |at: &usize| Contestant { setup: passed[*at].0.setup, alone_ms: alone_ms[*at] };
+        let contestants: Vec<Contestant> = order.iter().map(contestant).collect();
+        let (limits, seen) = (&manifest.limits, manifest.external());
+        let rows = rows_together(self.policy.rows, limits, &seen, manifest.pipeline.as_ref());
+        let compared = probe::compare(files, manifest, &contestants, rows, self.budget, &self.probe);
+        let Comparison { times, rows, batch } = match compared {
             Ok(compared) => compared,
             Err(failure) => {
-                // Each gave right answers alone; the first in order is as good as before.
                 tracing::warn!(bundle = %manifest.name(), reason = failure.message, "could not compare engines");
-                return 0;
+                if failure.code == RefusalCode::ProbeTimedOut {
+                    // What each took alone is less than a comparison, and more than nothing.
+                    for ((one, _), ms) in passed.iter_mut().zip(alone_ms) {
+                        one.median_ms = Some(ms).filter(|ms| ms.is_finite());
+                    }
+                }
+                // Each gave right answers alone; the first in order is as good as before.
+                return (0, 1);
             }
         };
         let mut rounds = 0;
-        let (mut kept, mut failed) = (Vec::new(), Vec::new());
-        for ((mut one, verdict), times) in std::mem::take(passed).into_iter().zip(compared) {
+        let mut failed: Vec<(usize, ProbeFailure)> = Vec::new();
+        for (at, times) in order.into_iter().zip(times) {
+            let finite = |ms: f64| Some(ms).filter(|ms| ms.is_finite() && *ms >= 0.0);
             match times {
-                Ok(times) => {
-                    rounds = rounds.max(times.len());
-                    one.median_ms = Some(chooser::median(&times)).filter(|ms| ms.is_finite());
-                    kept.push((one, verdict));
+                Ok(Some(times)) => {
+                    rounds = rounds.max(times.rounds);
+                    let one = &mut passed[at].0;
+                    one.median_ms = finite(times.small_ms);
+                    let ms = times.batch_ms.and_then(finite);
+                    one.batch = batch.zip(ms).map(|(rows, median_ms)| Batch { rows, median_ms });
                 }
-                Err(reason) => failed.push((one, verdict, reason)),
+                Ok(None) => {}
+                Err(reason) => failed.push((at, reason)),
             }
         }
-        if kept.is_empty() && !failed.is_empty() {
+        failed.sort_unstable_by_key(|(at, _)| *at);
+        if failed.len() == passed.len() {
             // Each gave right answers alone: the first runs the bundle, as if nothing was there to compare.
-            let (one, verdict, _) = failed.remove(0);
-            kept.push((one, verdict));
+            failed.remove(0);
         }
-        refused.extend(failed.into_iter().map(|(one, _, reason)| {
-            let code = Some(RefusalCode::ProbeCrashed);
-            Refused { setup: one.setup, code, reason: format!("in turns with others: {reason}") }
-        }));
-        *passed = kept;
-        rounds
+        for (at, ProbeFailure { code, message, .. }) in failed.into_iter().rev() {
+            let (one, _) = passed.remove(at);
+            let reason = format!("in turns with others: {message}");
+            refused.push(Refused { setup: one.setup, code: Some(code), reason });
+        }
+        (rounds, rows)
     }
 
     fn remember(&self, bundle: BundleDigest, selection: Selection) {
