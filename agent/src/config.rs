@@ -476,6 +476,7 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 threads => threads,
             },
+            rows: batch?,
         },
         outbox_records: outbox_records?,
         outbox_bytes: outbox_bytes?,

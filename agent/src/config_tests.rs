@@ -143,11 +143,12 @@ fn host_names_are_names_and_a_token_is_long_and_never_shown() {
 fn engines_are_named_by_patterns_and_an_unknown_one_is_told() {
     let good = file(
         "[engine]\nonnxruntime = \"/opt/libonnxruntime.so\"\nprefer = \"onnxruntime */int8-qdq\"\n\
-         forbid = \"tract/f16\"\nthreads = 2\n",
+         forbid = \"tract/f16\"\nthreads = 2\n[serving]\nbatch = 8\n",
     );
     let config = load(Some(good.path()), nothing(), []).unwrap();
     assert_eq!(config.engine_onnxruntime, Some("/opt/libonnxruntime.so".into()));
     let policy = config.engine_policy;
+    assert_eq!(policy.rows, 8, "what is served decides");
     assert_eq!((policy.prefer.len(), policy.forbid.len(), policy.pin.len(), policy.threads), (2, 1, 0, 2));
     let bad = file("[engine]\nonnxruntime = \"lib.so\"\npin = \"openvino\"\n");
     let wrong = load(Some(bad.path()), nothing(), []).unwrap_err();

@@ -205,6 +205,95 @@ fn a_choice_is_remembered_until_engine_or_settings_change() {
 }
 
 #[test]
+fn where_batches_are_served_one_row_and_a_batch_are_measured_and_both_are_told() {
+    let Some(real) = support::ort::library() else { return };
+    let mut source = Source::digits(2);
+    source.limits.batch_max = 6;
+    let measured = |source: &Source, rows: usize| {
+        let bundle = source.write();
+        let chooser = chooser(Some(&real), Policy { rows, ..policy(2) }, None);
+        let digest = chooser.try_bundle(&files(&bundle), &bundle.manifest).digest;
+        chooser.selection(digest).unwrap()
+    };
+    let batches = measured(&source, 8);
+    eprintln!("{batches:#?}");
+    assert_eq!((batches.passed.len(), batches.rows), (3, 1));
+    for passed in &batches.passed {
+        let (single, batch) = (passed.median_ms.unwrap(), passed.batch.expect("a batch"));
+        assert_eq!(batch.rows, 6, "never more than the bundle's own bound");
+        assert!(batch.median_ms > 0.0 && single > 0.0, "{passed:?}");
+    }
+    let times: Vec<f64> = batches.passed.iter().map(|passed| passed.batch.unwrap().median_ms).collect();
+    assert!(times[0] <= times[1] * 1.06 && times[0] <= times[2] * 1.06, "{times:?}");
+    // Not configured, or not possible.
+    assert!(measured(&source, 1).passed.iter().all(|passed| passed.batch.is_none()));
+    source.limits.batch_max = 1;
+    assert!(measured(&source, 8).passed.iter().all(|passed| passed.batch.is_none()));
+}
+
+#[test]
+fn a_replaced_library_counts_after_the_next_start_and_what_runs_goes_on() {
+    let Some(real) = support::ort::library() else { return };
+    let (bundle, memory) = (Source::digits(2).write(), tempfile::tempdir().unwrap());
+    let (_folder, library) = support::engine::library(&real, Vice::None);
+    let (_new_folder, new) = support::engine::library(&real, Vice::Wrong);
+    let pinned = Policy { prefer: vec!["onnxruntime".parse().unwrap()], ..policy(1) };
+    let agent = chooser(Some(&library), pinned.clone(), Some(memory.path()));
+    let verdict = agent.try_bundle(&files(&bundle), &bundle.manifest);
+    assert!(verdict.ok, "{verdict:#?}");
+    let selection = agent.selection(verdict.digest).unwrap();
+    // Proved, but not opened here: what lies there is what counts.
+    std::fs::copy(&library, library.with_extension("kept")).unwrap();
+    std::fs::rename(library.with_extension("kept"), &library).unwrap();
+    assert!(!agent.is_current(verdict.digest) && agent.can_try_all());
+
+    // A forced first load: the one of the settings, however slow.
+    let only = Policy { pin: vec!["onnxruntime".parse().unwrap()], ..policy(1) };
+    let agent = chooser(Some(&library), only, Some(memory.path()));
+    let digest = agent.try_bundle(&files(&bundle), &bundle.manifest).digest;
+    let chosen = agent.load(digest, &bundle.manifest, &files(&bundle)).unwrap();
+    assert_eq!(chosen.setup, ORT);
+    std::fs::rename(&new, &library).unwrap();
+    assert!(agent.is_current(digest), "what runs here is what was proved");
+    assert!(!agent.can_try_all());
+    let sample = &Source::digits(2).golden[0].1;
+    let answers = |model: &dyn edgefleet_agent::engine::LoadedModel| model.run(&sample.inputs).unwrap();
+    let right = answers(&*chosen.model);
+    let again = agent.load(digest, &bundle.manifest, &files(&bundle)).unwrap();
+    assert_eq!((again.setup, answers(&*again.model)), (ORT, right), "the old one answers");
+    // Another bundle is not tried with it, and says why.
+    let other = Source::digits(1).write();
+    let failure = agent.try_bundle(&files(&other), &other.manifest).failure.unwrap();
+    assert!(failure.message.contains("counts after the next start"), "{}", failure.message);
+    // Not even if tried again is what was proved forgotten.
+    agent.try_bundle(&files(&bundle), &bundle.manifest);
+    assert_eq!(agent.selection(digest).unwrap().chosen().unwrap().setup, ORT);
+    assert_eq!(selection.passed.len(), 2);
+}
+
+#[test]
+fn what_the_settings_exclude_runs_nothing_not_even_as_the_last_resort() {
+    let bundle = Source::digits(2).write();
+    let memory = tempfile::tempdir().unwrap();
+    let digest =
+        chooser(None, policy(1), Some(memory.path())).try_bundle(&files(&bundle), &bundle.manifest).digest;
+    let without = |policy: Policy, folder: Option<&Path>| {
+        chooser(None, policy, folder)
+            .load(digest, &bundle.manifest, &files(&bundle))
+            .err()
+            .expect("a refusal")
+    };
+    let forbid = Policy { forbid: vec!["tract".parse().unwrap()], ..policy(1) };
+    let pin = Policy { pin: vec!["onnxruntime".parse().unwrap()], ..policy(1) };
+    for (policy, folder) in
+        [(forbid.clone(), Some(memory.path())), (forbid, None), (pin, Some(memory.path()))]
+    {
+        let message = without(policy, folder).message;
+        assert!(message.contains("may run under its settings"), "{message}");
+    }
+}
+
+#[test]
 fn settings_that_leave_nothing_are_refused_with_each_reason() {
     let forbid = vec!["*".parse().unwrap()];
     let chooser = chooser(None, Policy { forbid, ..policy(1) }, None);

@@ -3,16 +3,17 @@
 
 use super::{
     Engines, LoadError, LoadedModel, choose_artifact,
-    chooser::{self, Budget, Key, Passed, Policy, Refused, Selection},
+    chooser::{self, Batch, Budget, Key, Passed, Policy, Refused, Selection},
     is_meant_for_us, piped,
-    probe::{self, BundleFiles, ProbeOptions},
+    pool::rows_together,
+    probe::{self, BundleFiles, Comparison, Contestant, ProbeOptions},
     setup::{EngineName, Setup, artifact},
 };
 use crate::store::files;
 use edgefleet_shared::{
     bundle::{Artifact, Manifest},
     digest::BundleDigest,
-    probe::ProbeVerdict,
+    probe::{ProbeFailure, ProbeVerdict},
     reported::RefusalCode,
 };
 use parking_lot::Mutex;
@@ -66,7 +67,8 @@ impl EngineChooser {
         &self.engines
     }
 
-    fn key(&self, bundle: BundleDigest) -> Key {
+    /// What a choice for a bundle rests on now.
+    pub fn key(&self, bundle: BundleDigest) -> Key {
         let (engines, cpu) = (self.engines.identities(), self.cpu.clone());
         Key { bundle, engines, cpu, policy: self.policy.clone() }
     }
@@ -99,16 +101,31 @@ impl EngineChooser {
     }
 
     /// Everything this device could run a bundle with, in order of preference, and what the settings
-    /// exclude.
+    /// exclude or cannot be tried now.
     pub fn offered(&self, manifest: &Manifest) -> (Vec<Setup>, Vec<Refused>) {
         let artifacts: Vec<&Artifact> = manifest.artifacts.iter().filter(|a| is_meant_for_us(a)).collect();
         let threads = |engine| Engines::threads_of(engine, self.cores);
-        chooser::offered(&artifacts, &self.engines.names(), &self.policy, threads)
+        let (setups, mut refused) =
+            chooser::offered(&artifacts, &self.engines.names(), &self.policy, threads);
+        let mut kept = Vec::with_capacity(setups.len());
+        for setup in setups {
+            match self.engines.unprovable(setup.engine) {
+                None => kept.push(setup),
+                Some(reason) => refused.push(Refused { setup, code: None, reason }),
+            }
+        }
+        (kept, refused)
+    }
+
+    /// Whether everything that is here can be tried; not while a library waits for the next start.
+    pub fn can_try_all(&self) -> bool {
+        self.engines.names().into_iter().all(|engine| self.engines.unprovable(engine).is_none())
     }
 
     /// Tries a bundle: its golden samples with every setup, then, among those that passed, the speed.
     /// The verdict is that of the setup that will run it, or of the first if none passed. Blocks.
     pub fn try_bundle(&self, files: &BundleFiles, manifest: &Manifest) -> ProbeVerdict {
+        let engines = self.engines.identities();
         let (setups, mut refused) = self.offered(manifest);
         let Some(first) = setups.first().copied() else {
             // Without settings that exclude all, no artifact is meant for this machine: the probe says so.
@@ -116,7 +133,7 @@ impl EngineChooser {
                 return probe::run(files, &self.probe);
             }
             let reasons: Vec<String> = refused.iter().map(|r| format!("{}: {}", r.setup, r.reason)).collect();
-            return probe::untried(files, &format!("the settings leave no engine ({})", reasons.join("; ")));
+            return probe::untried(files, &format!("no engine is left to try ({})", reasons.join("; ")));
         };
         let mut passed: Vec<(Passed, ProbeVerdict)> = Vec::new();
         let mut failed: Option<ProbeVerdict> = None;
@@ -128,7 +145,7 @@ impl EngineChooser {
                         .engine
                         .as_ref()
                         .map_or_else(String::new, |engine| format!("{} {}", engine.name, engine.version));
-                    passed.push((Passed { setup, engine, median_ms: None }, verdict));
+                    passed.push((Passed { setup, engine, median_ms: None, batch: None }, verdict));
                 }
                 Some(failure) => {
                     tracing::info!(bundle = %verdict.bundle, %setup, reason = failure.message, "refused an engine");
@@ -140,70 +157,111 @@ impl EngineChooser {
                 }
             }
         }
+        if self.engines.identities() != engines {
+            // What passed may be another file than the one here now. Of tract there is but one.
+            let (same, other) = passed.into_iter().partition(|(p, _)| p.setup.engine == EngineName::Tract);
+            passed = same;
+            for (Passed { setup, .. }, _) in other {
+                let reason = "its library was replaced while it was tried".to_owned();
+                failed.get_or_insert_with(|| probe::untried(files, &reason));
+                refused.push(Refused { setup, code: None, reason });
+            }
+        }
         if passed.is_empty() {
             // It was tried with the first, so there is a verdict.
             return failed.unwrap_or_else(|| probe::untried(files, "no engine was tried"));
         }
         let digest = passed[0].1.digest;
-        let rounds = self.measure(files, manifest, &mut passed, &mut refused);
+        let known = self.selection(digest);
+        let former = known.as_ref().and_then(|s| s.chosen().map(|chosen| chosen.setup));
+        let measured = self.measure(files, manifest, &mut passed, &mut refused, former);
         let mut verdicts: Vec<(Setup, ProbeVerdict)> = Vec::new();
         let mut all = Vec::new();
         for (passed, verdict) in passed {
             verdicts.push((passed.setup, verdict));
             all.push(passed);
         }
-        let former = self.selection(digest).and_then(|s| s.chosen().map(|chosen| chosen.setup));
-        let selection = chooser::select(self.key(digest), all, refused, rounds, former);
-        let chosen = selection.chosen().map_or(first, |chosen| chosen.setup);
+        let key = Key { engines, ..self.key(digest) };
+        let rounds = measured.0;
+        let chosen = match known.filter(|known| known.key == key && !self.can_try_all()) {
+            // What was proved with the library that runs here still holds.
+            Some(known) => known.chosen().map(|chosen| chosen.setup),
+            None => {
+                let selection = chooser::select(key, all, refused, measured, former);
+                let chosen = selection.chosen().map(|chosen| chosen.setup);
+                self.remember(digest, selection);
+                chosen
+            }
+        };
+        let chosen = chosen.unwrap_or(first);
         tracing::info!(bundle = %manifest.name(), setup = %chosen, rounds, "chose an engine");
-        self.remember(digest, selection);
         let at = verdicts.iter().position(|(setup, _)| *setup == chosen).unwrap_or(0);
         verdicts.swap_remove(at).1
     }
 
-    /// Fills in the medians where there is something to compare. Returns the rounds.
+    /// Fills in the medians where there is something to compare. Returns the rounds, and the rows of the
+    /// input.
     fn measure(
         &self,
         files: &BundleFiles,
         manifest: &Manifest,
         passed: &mut Vec<(Passed, ProbeVerdict)>,
         refused: &mut Vec<Refused>,
-    ) -> usize {
+        former: Option<Setup>,
+    ) -> (usize, usize) {
         if passed.len() < 2 {
-            return 0;
+            return (0, 1);
         }
-        let setups: Vec<Setup> = passed.iter().map(|(passed, _)| passed.setup).collect();
-        let compared = match probe::compare(files, manifest, &setups, self.budget, &self.probe) {
+        let alone = |verdict: &ProbeVerdict| verdict.measured.as_ref().map_or(f64::INFINITY, |m| m.p50_ms);
+        let alone_ms: Vec<f64> = passed.iter().map(|(_, verdict)| alone(verdict)).collect();
+        let keep = passed.iter().position(|(passed, _)| Some(passed.setup) == former).unwrap_or(0);
+        let order = chooser::order(&alone_ms, keep);
+        let contestant = |at: &usize| Contestant { setup: passed[*at].0.setup, alone_ms: alone_ms[*at] };
+        let contestants: Vec<Contestant> = order.iter().map(contestant).collect();
+        let (limits, seen) = (&manifest.limits, manifest.external());
+        let rows = rows_together(self.policy.rows, limits, &seen, manifest.pipeline.as_ref());
+        let compared = probe::compare(files, manifest, &contestants, rows, self.budget, &self.probe);
+        let Comparison { times, rows, batch } = match compared {
             Ok(compared) => compared,
             Err(failure) => {
-                // Each gave right answers alone; the first in order is as good as before.
                 tracing::warn!(bundle = %manifest.name(), reason = failure.message, "could not compare engines");
-                return 0;
+                if failure.code == RefusalCode::ProbeTimedOut {
+                    // What each took alone is less than a comparison, and more than nothing.
+                    for ((one, _), ms) in passed.iter_mut().zip(alone_ms) {
+                        one.median_ms = Some(ms).filter(|ms| ms.is_finite());
+                    }
+                }
+                // Each gave right answers alone; the first in order is as good as before.
+                return (0, 1);
             }
         };
         let mut rounds = 0;
-        let (mut kept, mut failed) = (Vec::new(), Vec::new());
-        for ((mut one, verdict), times) in std::mem::take(passed).into_iter().zip(compared) {
+        let mut failed: Vec<(usize, ProbeFailure)> = Vec::new();
+        for (at, times) in order.into_iter().zip(times) {
+            let finite = |ms: f64| Some(ms).filter(|ms| ms.is_finite() && *ms >= 0.0);
             match times {
-                Ok(times) => {
-                    rounds = rounds.max(times.len());
-                    one.median_ms = Some(chooser::median(&times)).filter(|ms| ms.is_finite());
-                    kept.push((one, verdict));
+                Ok(Some(times)) => {
+                    rounds = rounds.max(times.rounds);
+                    let one = &mut passed[at].0;
+                    one.median_ms = finite(times.small_ms);
+                    let ms = times.batch_ms.and_then(finite);
+                    one.batch = batch.zip(ms).map(|(rows, median_ms)| Batch { rows, median_ms });
                 }
-                Err(reason) => failed.push((one, verdict, reason)),
+                Ok(None) => {}
+                Err(reason) => failed.push((at, reason)),
             }
         }
-        if kept.is_empty() && !failed.is_empty() {
+        failed.sort_unstable_by_key(|(at, _)| *at);
+        if failed.len() == passed.len() {
             // Each gave right answers alone: the first runs the bundle, as if nothing was there to compare.
-            let (one, verdict, _) = failed.remove(0);
-            kept.push((one, verdict));
+            failed.remove(0);
         }
-        refused.extend(failed.into_iter().map(|(one, _, reason)| {
-            let code = Some(RefusalCode::ProbeCrashed);
-            Refused { setup: one.setup, code, reason: format!("in turns with others: {reason}") }
-        }));
-        *passed = kept;
-        rounds
+        for (at, ProbeFailure { code, message, .. }) in failed.into_iter().rev() {
+            let (one, _) = passed.remove(at);
+            let reason = format!("in turns with others: {message}");
+            refused.push(Refused { setup: one.setup, code: Some(code), reason });
+        }
+        (rounds, rows)
     }
 
     fn remember(&self, bundle: BundleDigest, selection: Selection) {
@@ -217,17 +275,18 @@ impl EngineChooser {
     }
 
     /// What may run a bundle right now, best first. Of one that nobody tried here: tract, which was all
-    /// there was when it came.
+    /// there was when it came. Never what the settings exclude.
     fn proven(&self, bundle: BundleDigest, manifest: &Manifest) -> Vec<Setup> {
         let Some(selection) = self.selection(bundle) else {
             let artifact = choose_artifact(&manifest.artifacts);
             let tract =
                 |a: &Artifact| Setup { engine: EngineName::Tract, precision: a.precision, threads: 1 };
-            return artifact.map(tract).into_iter().collect();
+            return artifact.map(tract).into_iter().filter(|setup| self.policy.allows(setup)).collect();
         };
         // A library that is another one since may not run here before it was tried again.
         let same = selection.key == self.key(bundle);
-        let trusted = |setup: &Setup| same || setup.engine == EngineName::Tract;
+        let trusted =
+            |setup: &Setup| self.policy.allows(setup) && (same || setup.engine == EngineName::Tract);
         selection.passed.iter().map(|passed| passed.setup).filter(trusted).collect()
     }
 
@@ -243,10 +302,12 @@ impl EngineChooser {
         manifest: &Manifest,
         files: &BundleFiles,
     ) -> Result<Chosen, LoadError> {
+        let mut engines = self.engines.identities();
         let mut setups = self.proven(bundle, manifest);
         if setups.is_empty() && !self.is_current(bundle) {
             tracing::info!(bundle = %manifest.name(), "no proven engine is left, trying those that are here");
             self.try_bundle(files, manifest);
+            engines = self.engines.identities();
             setups = self.proven(bundle, manifest);
         }
         let mut last = None;
@@ -254,6 +315,9 @@ impl EngineChooser {
             let Some(found) = artifact(&manifest.artifacts, setup.precision) else { continue };
             let path = files.blobs.join(found.blob.digest.to_hex());
             let whole = self.engines.load(setup, &path, &manifest.interface).and_then(|model| {
+                if setup.engine != EngineName::Tract && self.engines.identities() != engines {
+                    return Err(replaced(setup.engine));
+                }
                 piped::around(model, manifest.pipeline.as_ref(), &manifest.interface, &manifest.labels)
             });
             match whole {
@@ -267,13 +331,23 @@ impl EngineChooser {
         Err(last.unwrap_or_else(|| LoadError {
             code: RefusalCode::NoArtifact,
             message: format!(
-                "`{}` has nothing that an engine of this device ({}) may run",
+                "`{}` has nothing that an engine of this device ({}) may run under its settings",
                 manifest.name(),
                 self.engines.identities().join(", ")
             ),
             node: None,
             op: None,
         }))
+    }
+}
+
+/// Between the look at a library and its opening.
+fn replaced(engine: EngineName) -> LoadError {
+    LoadError {
+        code: RefusalCode::ProbeUnavailable,
+        message: format!("the library of {engine} is another one than the one that was proved"),
+        node: None,
+        op: None,
     }
 }
 

@@ -2,13 +2,12 @@
 
 use super::{
     Engine, LoadError, LoadedModel,
-    onnxruntime::{self, OnnxRuntime},
+    onnxruntime::{self, OnnxRuntime, Standing},
     setup::{EngineName, Setup},
     tract::{self, TractEngine},
 };
 use edgefleet_shared::bundle::Interface;
 use std::{
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -53,17 +52,30 @@ impl Engines {
         }
     }
 
-    /// What tells one set of engines from another, without opening a library.
+    /// What tells one set of engines from another, without opening a library: of one that this process has
+    /// opened, the file that it runs, whatever lies there now.
     pub fn identities(&self) -> Vec<String> {
         let mut all = vec![format!("{} {}", tract::NAME, tract::VERSION)];
         if let Some(path) = &self.library {
-            let seen = match std::fs::metadata(path) {
-                Ok(meta) => format!("{} bytes of {}", meta.len(), meta.mtime()),
-                Err(_) => "missing".into(),
+            let seen = match onnxruntime::standing(path).stamp() {
+                Some(stamp) => stamp.to_string(),
+                None => "missing".into(),
             };
             all.push(format!("{} {}: {seen}", onnxruntime::NAME, path.display()));
         }
         all
+    }
+
+    /// Why nothing new may be proved with an engine: a confined child would open another file than runs here.
+    pub fn unprovable(&self, engine: EngineName) -> Option<String> {
+        let path = self.library.as_deref().filter(|_| engine == EngineName::Onnxruntime)?;
+        match onnxruntime::standing(path) {
+            Standing::Replaced(_) => Some(format!(
+                "`{}` was replaced since this agent opened it; what is there now counts after the next start",
+                path.display()
+            )),
+            Standing::Missing | Standing::Present(_) => None,
+        }
     }
 
     /// Loads the model file at `path`. An engine that is a library runs its code in this process from

@@ -3,6 +3,7 @@
 use super::host::ServingHost;
 use crate::{
     engine::{
+        chooser::{Drift, Key, MIN_PASSES, Retry, Seen, Selection},
         choosing::{Chosen, EngineChooser},
         probe,
         setup::Setup,
@@ -13,7 +14,11 @@ use crate::{
 use edgefleet_shared::{bundle::Manifest, digest::BundleDigest, ids::SlotName};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How often slots are looked at for a choice that no longer holds.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -67,7 +72,7 @@ impl StatusProvider for EngineStatus {
             .map(|(slot, running)| {
                 let known = self.chooser.selection(running.digest);
                 let measured: Vec<Value> = known.iter().flat_map(|s| &s.passed).map(|passed| {
-                    json!({"setup": passed.setup.to_string(), "engine": passed.engine, "median_ms": passed.median_ms})
+                    json!({"setup": passed.setup.to_string(), "engine": passed.engine, "median_ms": passed.median_ms, "batch": passed.batch})
                 }).collect();
                 let refused: Vec<Value> = known.iter().flat_map(|s| &s.refused).map(|refused| {
                     json!({"setup": refused.setup.to_string(), "code": refused.code, "reason": refused.reason})
@@ -91,15 +96,92 @@ impl StatusProvider for EngineStatus {
     }
 }
 
+/// What became of the choices of one slot's bundle.
+#[derive(Default)]
+struct Watched {
+    digest: Option<BundleDigest>,
+    retry: Retry,
+    drift: Drift,
+}
+
+/// Why a bundle is tried anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// It was chosen among other engines, on another processor or under other settings.
+    Changed,
+    /// It takes longer than when it was chosen.
+    Drifted,
+}
+
+impl Watched {
+    /// One look, `now` after the start. `idle`: nobody asks it anything, so that it may be tried.
+    fn look(&mut self, now: Duration, key: &Key, known: Look<'_>, idle: bool) -> Option<Cause> {
+        if self.digest != Some(key.bundle) {
+            *self = Self { digest: Some(key.bundle), ..Self::default() };
+        }
+        if let Some(seen) = known.seen {
+            self.drift.see(now, seen);
+        }
+        let holds = known.selection.is_some_and(|selection| selection.key == *key);
+        match holds {
+            _ if !idle => None,
+            false => self.retry.is_due(key, now).then_some(Cause::Changed),
+            // A library that waits for the next start would be left out.
+            true => (known.can_try_all && self.drift.is_due(now)).then_some(Cause::Drifted),
+        }
+    }
+}
+
+/// What is known of a slot at one look.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    selection: Option<&'a Selection>,
+    /// What was served since the last look, if it was enough.
+    seen: Option<Seen>,
+    can_try_all: bool,
+}
+
 /// Looks at the slots now and then: one whose choice rests on other engines, another processor or other
-/// settings is tried anew while nobody asks it anything, and runs with what comes out of that.
+/// settings, or whose latency has drifted away from what was measured, is tried anew while nobody asks it
+/// anything, and runs with what comes out of that. Where nothing passes any more, ever more rarely.
 pub(super) async fn reconsider(host: Arc<ServingHost>) {
+    let started = Instant::now();
+    let mut watched: BTreeMap<SlotName, Watched> = BTreeMap::new();
     loop {
         tokio::time::sleep(PAUSE).await;
-        for active in host.slots().actives() {
+        let actives = host.slots().actives();
+        watched.retain(|slot, _| actives.iter().any(|active| active.served.slot == *slot));
+        for active in actives {
+            let (slot, digest) = (&active.served.slot, active.served.digest);
+            let Some(running) = host.engines().get(slot).filter(|r| r.digest == digest) else { continue };
+            let chooser = host.chooser();
+            let (key, selection) = (chooser.key(digest), chooser.selection(digest));
+            let measured = selection.as_ref().and_then(|s| s.expected(&running.setup));
+            let seen = measured
+                .as_ref()
+                .and_then(|measured| Seen::of(&active.stats.take_recent_passes(MIN_PASSES)?, measured));
             let idle = active.stats.in_flight() == 0 && active.shadow().is_none();
-            if idle && !host.chooser().is_current(active.served.digest) {
-                again(&host, &active).await;
+            let look = Look { selection: selection.as_ref(), seen, can_try_all: chooser.can_try_all() };
+            let watched = watched.entry(slot.clone()).or_default();
+            let Some(cause) = watched.look(started.elapsed(), &key, look, idle) else { continue };
+            tracing::info!(%slot, ?cause, "looking for the best engine again");
+            again(&host, &active).await;
+            let now = started.elapsed();
+            let after = host.engines().get(slot).filter(|r| r.digest == digest).map(|r| r.setup);
+            match cause {
+                Cause::Changed if host.chooser().is_current(digest) => watched.retry.passed(),
+                Cause::Changed => match watched.retry.failed(key, now) {
+                    Some(pause) => tracing::info!(%slot, pause_s = pause.as_secs(), "trying again later"),
+                    None => {
+                        tracing::warn!(%slot, "not trying again until engines, settings or bundle change")
+                    }
+                },
+                Cause::Drifted => {
+                    let now_expected =
+                        host.chooser().selection(digest).and_then(|s| s.expected(&running.setup));
+                    let same = measured.zip(now_expected).filter(|_| after == Some(running.setup));
+                    watched.drift.chosen_again(now, same.map(|(before, after)| (before.ms, after.ms)));
+                }
             }
         }
     }
@@ -148,6 +230,56 @@ async fn again(host: &ServingHost, active: &Active) {
         }
         Err(refusal) => {
             tracing::warn!(slot = %served.slot, reason = refusal.message, "could not switch the engine");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::chooser::{Policy, select};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn key(threads: usize) -> Key {
+        Key {
+            bundle: BundleDigest::of(b"b"),
+            engines: vec![],
+            cpu: "cpu".into(),
+            policy: Policy { threads, ..Policy::default() },
+        }
+    }
+    fn look(selection: Option<&Selection>, p50: f64, can_try_all: bool) -> Look<'_> {
+        Look { selection, seen: Some(Seen { p50, p95: p50 }), can_try_all }
+    }
+
+    #[test]
+    fn a_choice_that_fails_is_made_ever_more_rarely_and_at_once_after_a_change() {
+        let (mut watched, mut tried) = (Watched::default(), Vec::new());
+        for minute in 0..2_000 {
+            let settings = if minute < 1_500 { 1 } else { 2 };
+            if watched.look(MINUTE * minute, &key(settings), look(None, 1.0, true), true).is_some() {
+                tried.push(minute);
+                watched.retry.failed(key(settings), MINUTE * minute);
+            }
+        }
+        assert_eq!(tried[..8], [0, 2, 6, 14, 30, 62, 126, 1_500]);
+        assert_eq!(watched.look(MINUTE * 9_000, &key(3), look(None, 1.0, true), false), None, "it is busy");
+    }
+
+    #[test]
+    fn a_drift_is_looked_into_when_idle_and_not_while_a_library_waits() {
+        let selection = select(key(1), vec![], vec![], (0, 1), None);
+        for (p50, can_try_all, idle_from, wanted) in
+            [(3.0, true, 0, Some(10)), (3.0, true, 17, Some(17)), (3.0, false, 0, None), (1.5, true, 0, None)]
+        {
+            let mut watched = Watched::default();
+            let found = (0..60).find(|minute| {
+                let now = MINUTE * *minute;
+                let look = look(Some(&selection), p50, can_try_all);
+                watched.look(now, &key(1), look, *minute >= idle_from) == Some(Cause::Drifted)
+            });
+            assert_eq!(found, wanted, "{p50} {can_try_all}");
         }
     }
 }

@@ -3,12 +3,16 @@
 
 use super::{shadow::Shadow, state::ServingConfig, stats::Stats};
 use crate::{
-    engine::{LoadedModel, pool::Batching, setup::EngineName},
+    engine::{
+        LoadedModel,
+        pool::{Batching, is_batched, rows_together},
+        setup::EngineName,
+    },
     monitor::{ClassReader, Monitor, Recorder, Subject},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use edgefleet_shared::{
-    bundle::{Manifest, TensorSpec},
+    bundle::Manifest,
     digest::BundleDigest,
     ids::{AttemptId, BundleName, SlotName},
     telemetry::Role,
@@ -61,22 +65,14 @@ impl Active {
     }
     /// How requests for it may run together; `None` if one at a time.
     pub(super) fn batching(&self, config: &ServingConfig) -> Option<Batching> {
-        let rows = config.batch_rows.min(self.served.manifest.limits.batch_max);
-        // Off for most devices: then nothing is looked at.
-        if rows <= 1 || !self.is_batched() {
-            return None;
-        }
-        // Rows of several clients are no sequence.
-        let pipeline = self.served.manifest.pipeline.as_ref();
-        let in_time =
-            pipeline.is_some_and(|pipeline| pipeline.post.iter().any(|step| step.op.is_over_time()));
-        (!in_time).then_some(Batching { rows, delay: config.batch_delay })
+        let manifest = &self.served.manifest;
+        let (limits, seen) = (&manifest.limits, &manifest.interface);
+        let rows = rows_together(config.batch_rows, limits, seen, manifest.pipeline.as_ref());
+        (rows > 1).then_some(Batching { rows, delay: config.batch_delay })
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {
-        let interface = &self.served.manifest.interface;
-        let free = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
-        interface.inputs.iter().chain(&interface.outputs).all(free)
+        is_batched(&self.served.manifest.interface)
     }
 }
 

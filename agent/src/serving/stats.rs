@@ -76,9 +76,22 @@ pub struct Totals {
     /// Total times since somebody last took them, microseconds: the newest [`RECENT`].
     recent_us: Vec<u32>,
     recent_at: usize,
+    /// Rows and microseconds inside the model of the newest passes since somebody last took them.
+    passes: Vec<(u32, u32)>,
+    pass_at: usize,
 }
 
 impl Totals {
+    fn remember_pass(&mut self, rows: u64, infer: Duration) {
+        let us = u32::try_from(infer.as_micros()).unwrap_or(u32::MAX);
+        let pass = (u32::try_from(rows).unwrap_or(u32::MAX), us);
+        if self.passes.len() < RECENT {
+            self.passes.push(pass);
+        } else if let Some(oldest) = self.passes.get_mut(self.pass_at) {
+            *oldest = pass;
+            self.pass_at = (self.pass_at + 1) % RECENT;
+        }
+    }
     fn remember(&mut self, total: Duration) {
         let us = u32::try_from(total.as_micros()).unwrap_or(u32::MAX);
         if self.recent_us.len() < RECENT {
@@ -130,6 +143,7 @@ impl Stats {
                 }
                 totals.executions += 1;
                 let rows = rows.saturating_add(spent.shared_rows);
+                totals.remember_pass(rows, spent.infer);
                 if totals.batches.len() < MAX_BATCH_SIZES || totals.batches.contains_key(&rows) {
                     let batch = totals.batches.entry(rows).or_default();
                     batch.input.add(spent.input);
@@ -156,6 +170,16 @@ impl Stats {
         times.sort_unstable();
         times.get((times.len() - 1) * 95 / 100).map(|us| f64::from(*us) / 1_000.0)
     }
+    /// The newest passes since this was last asked, as rows and microseconds inside the model; `None`, and
+    /// they go on being gathered, while there are fewer than `least`.
+    pub fn take_recent_passes(&self, least: usize) -> Option<Vec<(u32, u32)>> {
+        let mut totals = self.totals.lock();
+        if totals.passes.len() < least.clamp(1, RECENT) {
+            return None;
+        }
+        totals.pass_at = 0;
+        Some(std::mem::take(&mut totals.passes))
+    }
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -164,5 +188,28 @@ impl Stats {
     }
     pub(super) fn leave(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_passes_are_taken_once_each_with_the_rows_of_all_that_shared_it() {
+        let stats = Stats::default();
+        let pass = |rows: u64, shared_rows: u64, us: u64, is_shared: bool| {
+            let infer = Duration::from_micros(us);
+            stats.record(rows, Outcome::Ok, Spent { infer, shared_rows, is_shared, ..Spent::default() }, 1);
+        };
+        pass(1, 3, 40, false);
+        pass(1, 3, 40, true);
+        assert_eq!(stats.take_recent_passes(2), None);
+        pass(2, 0, 20, false);
+        assert_eq!(stats.take_recent_passes(2), Some(vec![(4, 40), (2, 20)]));
+        assert_eq!(stats.take_recent_passes(1), None);
+        (0..1_000).for_each(|us| pass(1, 0, us, false));
+        let newest = stats.take_recent_passes(1).unwrap();
+        assert_eq!((newest.len(), newest.iter().map(|(_, us)| *us).min()), (RECENT, Some(872)));
     }
 }

@@ -1,12 +1,19 @@
 //! Chooses how a model is run on this device, from what was proved and measured. Pure.
 //!
 //! Every setup that is offered and allowed is tried in a confined child first; those that gave right
-//! answers take turns at one golden input, and the medians decide. What runs a bundle already, or is
+//! answers take turns at one golden input, two at a time, and the medians decide: of batches where the
+//! device is set to serve those, of single inputs otherwise. What runs a bundle already, or is
 //! preferred in the settings, stays unless another is more than 10 % faster: a choice that flips with the
 //! noise of a device helps nobody. A first choice takes the fastest, tract where it is as good as that.
 
+mod drift;
+mod duels;
+mod retry;
 mod rounds;
 
+pub use drift::{Drift, Expected, MIN_PASSES, Seen};
+pub use duels::{Duels, Step, Times, Turn, order};
+pub use retry::Retry;
 pub(crate) use rounds::median;
 pub use rounds::{Budget, Rounds};
 
@@ -37,6 +44,21 @@ pub struct Policy {
     pub pin: Vec<Pattern>,
     /// Most threads of one inference; at least 1.
     pub threads: usize,
+    /// Most rows that are served together (`serving.batch`); 0 and 1 are none.
+    pub rows: usize,
+}
+
+impl Policy {
+    /// Whether a setup may be used at all.
+    pub fn allows(&self, setup: &Setup) -> bool {
+        self.forbidding(setup).is_none() && self.pins(setup)
+    }
+    fn forbidding(&self, setup: &Setup) -> Option<&Pattern> {
+        self.forbid.iter().find(|pattern| pattern.matches(setup))
+    }
+    fn pins(&self, setup: &Setup) -> bool {
+        self.pin.is_empty() || self.pin.iter().any(|pattern| pattern.matches(setup))
+    }
 }
 
 /// Everything a choice depends on. Another key, another choice.
@@ -65,9 +87,28 @@ pub struct Passed {
     pub setup: Setup,
     /// Engine and version that were tried.
     pub engine: String,
-    /// Of one inference of the smallest golden input; `None` if nothing was there to compare with.
+    /// Of one inference of the smallest golden input, of one row of it where batches are served; `None` if
+    /// nothing was there to compare with, or the time was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub median_ms: Option<f64>,
+    /// Of a batch, where such are served: then this decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
+}
+
+/// What a batch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    pub rows: usize,
+    /// Of all rows together; of one after the other where the setup does not take them together.
+    pub median_ms: f64,
+}
+
+impl Passed {
+    /// What decides, infinite where it is unknown.
+    fn time_ms(&self) -> f64 {
+        self.batch.map(|batch| batch.median_ms).or(self.median_ms).unwrap_or(f64::INFINITY)
+    }
 }
 
 /// How a bundle is run, and what that rests on.
@@ -77,11 +118,20 @@ pub struct Selection {
     /// Best first; the first is used.
     pub passed: Vec<Passed>,
     pub refused: Vec<Refused>,
-    /// Rounds that were measured.
+    /// Rounds that were measured, of the one with most.
     pub rounds: usize,
+    /// Rows of the input that `median_ms` is about.
+    #[serde(default)]
+    pub rows: usize,
 }
 
 impl Selection {
+    /// What a setup should take by the measurement; `None` where there was nothing to compare.
+    pub fn expected(&self, setup: &Setup) -> Option<Expected> {
+        let passed = self.passed.iter().find(|passed| passed.setup == *setup)?;
+        let batch = passed.batch.map(|batch| (batch.rows, batch.median_ms));
+        Some(Expected { rows: self.rows, ms: passed.median_ms?, batch })
+    }
     pub fn chosen(&self) -> Option<&Passed> {
         self.passed.first()
     }
@@ -110,15 +160,13 @@ pub fn offered(
             }
         }
     }
-    let pinned = |setup: &Setup| policy.pin.is_empty() || policy.pin.iter().any(|p| p.matches(setup));
-    let forbidden = |setup: &Setup| policy.forbid.iter().find(|p| p.matches(setup));
     // A variant the bundle has nothing else of is taken as it is.
     let only = |setup: &Setup| artifacts.iter().all(|a| a.precision == setup.precision);
     let (mut kept, mut refused) = (Vec::new(), Vec::new());
     for setup in all {
-        let reason = if let Some(pattern) = forbidden(&setup) {
+        let reason = if let Some(pattern) = policy.forbidding(&setup) {
             Some(format!("the settings forbid `{pattern}`"))
-        } else if !pinned(&setup) {
+        } else if !policy.pins(&setup) {
             Some("the settings pin another".to_owned())
         } else if !is_sensible(&setup) && !only(&setup) && policy.pin.is_empty() {
             Some(format!("{} gains nothing from this variant", setup.engine))
@@ -173,10 +221,10 @@ pub fn select(
     key: Key,
     mut passed: Vec<Passed>,
     refused: Vec<Refused>,
-    rounds: usize,
+    (rounds, rows): (usize, usize),
     former: Option<Setup>,
 ) -> Selection {
-    let medians: Vec<f64> = passed.iter().map(|p| p.median_ms.unwrap_or(f64::INFINITY)).collect();
+    let medians: Vec<f64> = passed.iter().map(Passed::time_ms).collect();
     let former = former.and_then(|former| passed.iter().position(|p| p.setup == former));
     let preferred = |p: &Passed| key.policy.prefer.iter().any(|pattern| pattern.matches(&p.setup));
     let margin = match former.is_some() || passed.first().is_some_and(preferred) {
@@ -186,13 +234,10 @@ pub fn select(
     if !passed.is_empty() {
         let chosen = passed.remove(best(&medians, former.unwrap_or(0), margin));
         // The rest by speed: who comes next if the chosen one is gone one day.
-        passed.sort_by(|a, b| {
-            let time = |p: &Passed| p.median_ms.unwrap_or(f64::INFINITY);
-            time(a).total_cmp(&time(b))
-        });
+        passed.sort_by(|a, b| a.time_ms().total_cmp(&b.time_ms()));
         passed.insert(0, chosen);
     }
-    Selection { key, passed, refused, rounds }
+    Selection { key, passed, refused, rounds, rows }
 }
 
 /// Which remembered choices to drop: those beyond `most`, oldest first. `ages` are in seconds.

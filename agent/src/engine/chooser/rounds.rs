@@ -5,7 +5,8 @@ use std::time::Duration;
 /// When to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Untimed runs of each before the first round: caches and lazy preparations.
+    /// Untimed runs of each before the first round: caches and lazy preparations. Fewer where they take
+    /// more than a quarter of the time; where they take all of it, the last of them count.
     pub warm_up: usize,
     /// Rounds in which each runs once.
     pub most: usize,
@@ -24,10 +25,14 @@ impl Budget {
 pub struct Rounds {
     budget: Budget,
     times: Vec<Vec<f64>>,
+    /// Of the last round that does not count.
+    warming: Vec<Option<f64>>,
     /// Dropped out.
     out: Vec<bool>,
     /// Counts turns, warm-up included.
     turn: usize,
+    /// The first round that counts; `None` while warming up.
+    first: Option<usize>,
     spent: Duration,
 }
 
@@ -36,8 +41,10 @@ impl Rounds {
         Self {
             budget,
             times: vec![Vec::new(); contestants],
+            warming: vec![None; contestants],
             out: vec![false; contestants],
             turn: 0,
+            first: (budget.warm_up == 0).then_some(0),
             spent: Duration::ZERO,
         }
     }
@@ -50,11 +57,7 @@ impl Rounds {
                 return None;
             }
             let (round, place) = (self.turn / contestants, self.turn % contestants);
-            if round >= self.budget.warm_up.saturating_add(self.budget.most) {
-                return None;
-            }
-            // One timed round at least, however long it takes.
-            if place == 0 && round > self.budget.warm_up && self.spent >= self.budget.time {
+            if place == 0 && self.is_enough(round) {
                 return None;
             }
             let who = (place + round) % contestants;
@@ -66,13 +69,34 @@ impl Rounds {
         }
     }
 
+    /// Before round `round`: whether there is to be none.
+    fn is_enough(&mut self, round: usize) -> bool {
+        let over = self.spent >= self.budget.time;
+        match self.first {
+            // One timed round at least, however long it takes.
+            Some(first) => round >= first.saturating_add(self.budget.most) || (round > first && over),
+            None if round > 0 && over => {
+                for (times, last) in self.times.iter_mut().zip(&mut self.warming) {
+                    times.extend(last.take());
+                }
+                true
+            }
+            None => {
+                let warm = round >= self.budget.warm_up || self.spent >= self.budget.time / 4;
+                self.first = (round > 0 && warm).then_some(round);
+                false
+            }
+        }
+    }
+
     /// What the run of [`whose_turn`](Self::whose_turn) took.
     pub fn record(&mut self, who: usize, took: Duration) {
-        let contestants = self.times.len().max(1);
-        if self.turn / contestants >= self.budget.warm_up
-            && let Some(times) = self.times.get_mut(who)
-        {
-            times.push(took.as_secs_f64() * 1e3);
+        let ms = took.as_secs_f64() * 1e3;
+        if let (Some(times), Some(warming)) = (self.times.get_mut(who), self.warming.get_mut(who)) {
+            match self.first {
+                Some(_) => times.push(ms),
+                None => *warming = Some(ms),
+            }
         }
         self.spent = self.spent.saturating_add(took);
         self.turn += 1;
@@ -83,6 +107,7 @@ impl Rounds {
         if let (Some(out), Some(times)) = (self.out.get_mut(who), self.times.get_mut(who)) {
             *out = true;
             times.clear();
+            self.warming[who] = None;
         }
         self.turn += 1;
     }
@@ -90,6 +115,11 @@ impl Rounds {
     /// Times of each in milliseconds, in the order they were taken; empty for one that dropped out.
     pub fn times(&self) -> &[Vec<f64>] {
         &self.times
+    }
+
+    /// Inside models, warm-up included.
+    pub fn spent(&self) -> Duration {
+        self.spent
     }
 
     /// Median of each in milliseconds; infinite for one without a time.

@@ -19,7 +19,7 @@ fn names(artifacts: &[Precision], engines: &[EngineName], policy: &Policy) -> (V
 
 fn policy(prefer: &[&str], forbid: &[&str], pin: &[&str], threads: usize) -> Policy {
     let all = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
-    Policy { prefer: all(prefer), forbid: all(forbid), pin: all(pin), threads }
+    Policy { prefer: all(prefer), forbid: all(forbid), pin: all(pin), threads, rows: 1 }
 }
 
 #[test]
@@ -159,6 +159,7 @@ fn a_selection_puts_the_chosen_first_keeps_reasons_and_survives_the_disk() {
         setup: setup(engine, threads),
         engine: "1".into(),
         median_ms: Some(median_ms),
+        batch: None,
     };
     let all = vec![
         passed(EngineName::Tract, 1, 9.0),
@@ -170,25 +171,50 @@ fn a_selection_puts_the_chosen_first_keeps_reasons_and_survives_the_disk() {
         code: Some(RefusalCode::GoldenMismatch),
         reason: "wrong".into(),
     };
-    let selection = select(key(), all.clone(), vec![refused.clone()], 50, None);
+    let selection = select(key(), all.clone(), vec![refused.clone()], (50, 1), None);
     let order: Vec<f64> = selection.passed.iter().filter_map(|p| p.median_ms).collect();
     assert_eq!(order, [4.0, 5.0, 9.0]);
     assert_eq!(selection.refused, [refused]);
-    let former = |at: usize| select(key(), all[..2].to_vec(), vec![], 9, Some(all[at].setup));
+    let former = |at: usize| select(key(), all[..2].to_vec(), vec![], (9, 1), Some(all[at].setup));
     assert_eq!(former(0).chosen().unwrap().setup, all[1].setup);
     let mut close = all[..2].to_vec();
     close[1].median_ms = Some(8.2);
     assert_eq!(
-        select(key(), close.clone(), vec![], 9, Some(all[0].setup)).chosen().unwrap().setup,
+        select(key(), close.clone(), vec![], (9, 1), Some(all[0].setup)).chosen().unwrap().setup,
         all[0].setup
     );
-    assert_eq!(select(key(), close.clone(), vec![], 9, None).chosen().unwrap().setup, all[1].setup);
+    assert_eq!(select(key(), close.clone(), vec![], (9, 1), None).chosen().unwrap().setup, all[1].setup);
     let mut liked = key();
     liked.policy.prefer = vec!["tract".parse().unwrap()];
-    assert_eq!(select(liked, close, vec![], 9, None).chosen().unwrap().setup, all[0].setup);
+    assert_eq!(select(liked, close, vec![], (9, 1), None).chosen().unwrap().setup, all[0].setup);
     let json = serde_json::to_vec(&selection).unwrap();
     assert_eq!(serde_json::from_slice::<Selection>(&json).unwrap(), selection);
-    assert_eq!(select(key(), vec![], vec![], 0, None).chosen(), None);
+    assert_eq!(select(key(), vec![], vec![], (0, 1), None).chosen(), None);
+}
+
+#[test]
+fn where_batches_are_served_they_decide_and_both_are_remembered() {
+    let passed = |engine, single: f64, batch: Option<f64>| Passed {
+        setup: Setup { engine, precision: Precision::F32, threads: 1 },
+        engine: "1".into(),
+        median_ms: Some(single),
+        batch: batch.map(|median_ms| Batch { rows: 8, median_ms }),
+    };
+    let chosen = |batches: Option<(f64, f64)>| {
+        let all = vec![
+            passed(EngineName::Tract, 1.0, batches.map(|b| b.0)),
+            passed(EngineName::Onnxruntime, 2.0, batches.map(|b| b.1)),
+        ];
+        select(key(), all, vec![], (9, 1), None)
+    };
+    assert_eq!(chosen(None).chosen().unwrap().setup.engine, EngineName::Tract);
+    let selection = chosen(Some((8.0, 6.0)));
+    let best = selection.chosen().unwrap().clone();
+    assert_eq!((best.setup.engine, best.median_ms), (EngineName::Onnxruntime, Some(2.0)));
+    let json = serde_json::to_vec(&selection).unwrap();
+    assert_eq!(serde_json::from_slice::<Selection>(&json).unwrap(), selection);
+    let expected = selection.expected(&best.setup);
+    assert_eq!(expected, Some(Expected { rows: 1, ms: 2.0, batch: Some((8, 6.0)) }));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Opens a `libonnxruntime` and holds its table of functions.
 //!
 //! A library is opened once and never closed: it starts threads and registers exit handlers of its own.
-//! Opening runs its code. So a process that must not fall with it opens it only after a confined child
-//! has done so (see [`probe`](crate::engine::probe)).
+//! So a process goes on with the file it opened: one that takes its place at the same path counts after the
+//! next start (see [`Standing`]). Opening runs its code. So a process that must not fall with it opens it
+//! only after a confined child has done so (see [`probe`](crate::engine::probe)).
 #![allow(unsafe_code)]
 
+use super::stamp::{Stamp, Standing, real};
 use crate::engine::tract::excerpt;
 use ort_sys::{
     OrtAllocatorType, OrtApi, OrtApiBase, OrtEnv, OrtLoggingLevel, OrtMemType, OrtMemoryInfo, OrtStatusPtr,
@@ -32,6 +34,8 @@ pub enum LibraryError {
     TooOld { path: PathBuf, found: String },
     #[error("`{path}` is ONNX Runtime, but does not start: {reason}")]
     Broken { path: PathBuf, reason: String },
+    #[error("`{path}` was replaced while it was opened; what is there now counts after the next start")]
+    Replaced { path: PathBuf },
 }
 
 /// An opened library with its one environment. Lives as long as the process.
@@ -48,31 +52,56 @@ unsafe impl Send for Library {}
 // SAFETY: as above; nothing here is changed after it was made.
 unsafe impl Sync for Library {}
 
-/// What was opened so far, or why it could not be; by real path. Two at most in practice.
-type Opened = Vec<(PathBuf, Result<&'static Library, LibraryError>)>;
-static OPENED: Mutex<Opened> = Mutex::new(Vec::new());
+/// A file whose code is in this process.
+struct Opened {
+    /// As it was asked for, and where that led.
+    path: PathBuf,
+    real: PathBuf,
+    stamp: Stamp,
+    /// The linker gives out the same code for the same path again, so its failure stays too.
+    library: Result<&'static Library, LibraryError>,
+}
 
-/// Opens `path`, or finds it open.
+impl Opened {
+    fn is_at(&self, path: &Path, real: &Path) -> bool {
+        self.real == real || (self.path == path && !real.exists())
+    }
+}
+
+/// Two at most in practice.
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
+/// Opens `path`, or finds it open: then the file that was there is meant, not what is there now.
 ///
 /// # Errors
-/// [`LibraryError`]; the same again for the same path until the process ends.
+/// [`LibraryError`]; tried anew at the next call, unless the library's code is in this process already.
 pub(super) fn open(path: &Path) -> Result<&'static Library, LibraryError> {
-    // A confined process may open the file, but not follow links to it: its caller has done so. Never a bare
-    // name, which the linker would look for elsewhere.
-    let path = std::fs::canonicalize(path)
-        .or_else(|_| std::path::absolute(path))
-        .map_err(|e| LibraryError::Unreadable { path: path.to_owned(), reason: e.to_string() })?;
+    let unreadable =
+        |e: std::io::Error| LibraryError::Unreadable { path: path.to_owned(), reason: e.to_string() };
+    let real = real(path).map_err(unreadable)?;
     let mut opened = OPENED.lock();
-    if let Some((_, known)) = opened.iter().find(|(known, _)| *known == path) {
-        return known.clone();
+    if let Some(known) = opened.iter().find(|known| known.is_at(path, &real)) {
+        return known.library.clone();
     }
-    let library = start(&path);
-    opened.push((path, library.clone()));
+    let stamp = Stamp::of(&real).map_err(unreadable)?;
+    let base = base(&real)?;
+    let library = match Stamp::of(&real) {
+        Ok(after) if after == stamp => base.and_then(|base| start(base, &real)),
+        Ok(_) | Err(_) => Err(LibraryError::Replaced { path: real.clone() }),
+    };
+    opened.push(Opened { path: path.to_owned(), real, stamp, library: library.clone() });
     library
 }
 
-fn start(path: &Path) -> Result<&'static Library, LibraryError> {
-    let base = base(path)?;
+/// What there is at `path` for this process. Runs nothing.
+pub(super) fn standing(path: &Path) -> Standing {
+    let Ok(real) = real(path) else { return Standing::Missing };
+    let opened = OPENED.lock();
+    let known = opened.iter().find(|known| known.is_at(path, &real)).map(|known| known.stamp);
+    Standing::judge(known, Stamp::of(&real).ok())
+}
+
+fn start(base: NonNull<OrtApiBase>, path: &Path) -> Result<&'static Library, LibraryError> {
     // SAFETY: by ONNX Runtime's contract the base holds two functions and is never freed; the version
     // is a constant text that ends with a zero.
     let found = unsafe {
@@ -114,13 +143,17 @@ fn is_new_enough(version: &str) -> bool {
     major > 1 || (major == 1 && minor >= OLDEST_MINOR)
 }
 
+/// A library in this process, if it is one.
+type Base = Result<NonNull<OrtApiBase>, LibraryError>;
+
 #[cfg(target_feature = "crt-static")]
-fn base(_path: &Path) -> Result<NonNull<OrtApiBase>, LibraryError> {
+fn base(_path: &Path) -> Result<Base, LibraryError> {
     Err(LibraryError::StaticBuild)
 }
 
+/// The error outside: nothing of the file is in this process.
 #[cfg(not(target_feature = "crt-static"))]
-fn base(path: &Path) -> Result<NonNull<OrtApiBase>, LibraryError> {
+fn base(path: &Path) -> Result<Base, LibraryError> {
     use std::os::unix::ffi::OsStrExt;
 
     let unreadable = |reason: String| LibraryError::Unreadable { path: path.to_owned(), reason };
@@ -139,8 +172,9 @@ fn base(path: &Path) -> Result<NonNull<OrtApiBase>, LibraryError> {
     }
     // SAFETY: the handle is open and the name ends with a zero.
     let symbol = unsafe { libc::dlsym(handle, c"OrtGetApiBase".as_ptr()) };
+    let another = || LibraryError::AnotherLibrary { path: path.to_owned() };
     if symbol.is_null() {
-        return Err(LibraryError::AnotherLibrary { path: path.to_owned() });
+        return Ok(Err(another()));
     }
     // SAFETY: ONNX Runtime declares the function of that name with this type; a library that lies about
     // it crashes the confined child, which is the first to open it.
@@ -148,7 +182,7 @@ fn base(path: &Path) -> Result<NonNull<OrtApiBase>, LibraryError> {
         let get: unsafe extern "system" fn() -> *const OrtApiBase = std::mem::transmute(symbol);
         get()
     };
-    NonNull::new(base.cast_mut()).ok_or_else(|| LibraryError::AnotherLibrary { path: path.to_owned() })
+    Ok(NonNull::new(base.cast_mut()).ok_or_else(another))
 }
 
 /// What the library complains about itself, beside the errors it returns.
@@ -203,12 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_refused_with_its_name() {
+    fn a_file_that_is_no_library_is_refused_with_its_name_and_looked_at_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("libonnxruntime.so");
-        assert!(matches!(open(&path), Err(LibraryError::Unreadable { .. })));
+        assert_eq!(standing(&path), Standing::Missing);
+        let missing = open(&path).err().unwrap();
+        assert!(matches!(missing, LibraryError::Unreadable { .. }), "{missing}");
         std::fs::write(&path, "no library").unwrap();
         let error = open(&path).err().unwrap();
         assert!(matches!(error, LibraryError::Unreadable { .. } | LibraryError::StaticBuild), "{error}");
+        assert_ne!(error, missing, "a failure is not remembered");
+        assert!(matches!(standing(&path), Standing::Present(_)));
     }
 }

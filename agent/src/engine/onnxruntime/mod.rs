@@ -9,12 +9,14 @@ mod find;
 mod library;
 mod model;
 mod session;
+mod stamp;
 mod tensors;
 mod words;
 
 pub use find::find;
 pub use library::{LibraryError, OLDEST_MINOR};
 pub use model::OrtModel;
+pub use stamp::{Stamp, Standing};
 pub(in crate::engine) use words::is_out_of_memory;
 
 use super::{Engine, LoadError, LoadedModel, tract};
@@ -100,6 +102,11 @@ impl From<LibraryError> for LoadError {
     fn from(error: LibraryError) -> Self {
         Self { code: RefusalCode::ProbeUnavailable, message: error.to_string(), node: None, op: None }
     }
+}
+
+/// Which library this process would run from `path`, without running anything of it.
+pub fn standing(path: &Path) -> Standing {
+    library::standing(path)
 }
 
 /// The library to use: the one in the settings, or what the system has.

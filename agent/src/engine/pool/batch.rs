@@ -1,10 +1,37 @@
 //! Several requests as one run, and its answers taken apart again. Rows are the first dimension.
 
 use bytes::{Bytes, BytesMut};
-use edgefleet_shared::tensor::Tensor;
+use edgefleet_shared::{
+    bundle::{Interface, Limits, PipelineSpec, TensorSpec},
+    tensor::Tensor,
+};
+
+/// Whether every tensor clients see begins with a free dimension, the batch.
+pub fn is_batched(interface: &Interface) -> bool {
+    let free = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
+    interface.inputs.iter().chain(&interface.outputs).all(free)
+}
+
+/// Most rows of several requests that may run together, of `configured` ones; 1 runs each alone. `interface`
+/// is the one clients see.
+pub fn rows_together(
+    configured: usize,
+    limits: &Limits,
+    interface: &Interface,
+    pipeline: Option<&PipelineSpec>,
+) -> usize {
+    let rows = configured.min(limits.batch_max);
+    // Off for most devices: then nothing is looked at.
+    if rows <= 1 || !is_batched(interface) {
+        return 1;
+    }
+    // Rows of several clients are no sequence.
+    let in_time = pipeline.is_some_and(|pipeline| pipeline.post.iter().any(|step| step.op.is_over_time()));
+    if in_time { 1 } else { rows }
+}
 
 /// Rows of a request all of whose tensors begin with the batch; `None` if they do not agree, or there are none.
-pub(super) fn rows(inputs: &[Tensor]) -> Option<usize> {
+pub(in crate::engine) fn rows(inputs: &[Tensor]) -> Option<usize> {
     let (first, rest) = inputs.split_first()?;
     let rows = *first.shape().first().filter(|rows| **rows > 0)?;
     rest.iter().all(|tensor| tensor.shape().first() == Some(&rows)).then_some(rows)
@@ -20,7 +47,7 @@ pub(super) fn fits(a: &[Tensor], b: &[Tensor]) -> bool {
 }
 
 /// One request with the rows of all, which fit each other.
-pub(super) fn join(requests: &[&[Tensor]]) -> Option<Vec<Tensor>> {
+pub(in crate::engine) fn join(requests: &[&[Tensor]]) -> Option<Vec<Tensor>> {
     let (first, rest) = requests.split_first()?;
     let tensor = |(at, model): (usize, &Tensor)| {
         let parts: Option<Vec<&Tensor>> = rest.iter().map(|request| request.get(at)).collect();
@@ -40,7 +67,7 @@ pub(super) fn join(requests: &[&[Tensor]]) -> Option<Vec<Tensor>> {
 }
 
 /// The answers of requests with so many `rows` each; `None` if the outputs do not have their sum.
-pub(super) fn split(outputs: &[Tensor], rows: &[usize]) -> Option<Vec<Vec<Tensor>>> {
+pub(in crate::engine) fn split(outputs: &[Tensor], rows: &[usize]) -> Option<Vec<Vec<Tensor>>> {
     let mut answers: Vec<Vec<Tensor>> = rows.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
     let total: usize = rows.iter().sum();
     for output in outputs {

@@ -5,9 +5,10 @@
 //! place of the least urgent one. Jobs that fit each other may run as one ([`Batching`]). A panic in a
 //! model costs that one job. A future that is dropped before its job starts takes the job with it.
 
-mod batch;
+pub(in crate::engine) mod batch;
 mod queue;
 
+pub use batch::{is_batched, rows_together};
 pub use queue::{Batching, Order, Priority};
 
 use super::{LoadedModel, RunError, panic_text};

@@ -32,6 +32,8 @@ pub enum Attempt {
     Fork,
     /// Start a thread; the other way to a fork bomb.
     Thread,
+    /// Ask for a process in the way whose flags no filter can read.
+    Clone3,
     /// Become another program.
     Exec(PathBuf),
     /// Use a descriptor that the parent left open.
@@ -70,6 +72,7 @@ impl Attempt {
             Self::UnixSocket("/run/edgefleet-probe-self-test".into()),
             Self::Fork,
             Self::Thread,
+            Self::Clone3,
             Self::Exec("/bin/true".into()),
             Self::Environment,
             Self::WorkingFolder,
@@ -100,6 +103,11 @@ impl Attempt {
             Self::Thread => std::thread::Builder::new()
                 .spawn(|| ())
                 .map(|thread| format!("thread {:?}", thread.thread().id())),
+            Self::Clone3 => match sys::error_of_clone3() {
+                Ok(libc::EINVAL) => Ok("the call reached the kernel".into()),
+                Ok(error) => Err(std::io::Error::from_raw_os_error(error)),
+                Err(said) => Ok(said.into()),
+            },
             Self::Exec(path) => Err(Command::new(path).exec()),
             Self::Descriptor(fd) => sys::adopt(*fd).map(|_| "open".into()),
             Self::Environment => match std::env::vars_os().next() {

@@ -19,9 +19,28 @@ pub(super) fn confine(bounds: Bounds) -> Confinement {
     // Landlock needs a descriptor for its rules, so the limit on files comes after it; seccomp
     // forbids changing limits and rules, so it comes last.
     let landlock = landlock(&[]);
-    let mut refused = limits(bounds, false);
+    let mut refused = limits(bounds, None);
     refused.extend(no_files());
-    Confinement { landlock, seccomp: seccomp(filter(&[], false)), limits: told(&refused) }
+    Confinement { landlock, seccomp: seccomp(filter(&[], None)), limits: told(&refused) }
+}
+
+/// Proof that this process can make threads and nothing else: without it every wall is as if no thread had
+/// been asked for.
+#[derive(Clone, Copy, Debug)]
+struct ThreadsOnly(());
+
+impl ThreadsOnly {
+    /// `told_apart`: a filter exists that knows threads from processes. `clone3`: what the system answered
+    /// when that was to be closed, and then when it was called.
+    fn proved(told_apart: Result<(), String>, clone3: Result<i32, String>) -> Result<Self, String> {
+        told_apart?;
+        match clone3? {
+            libc::ENOSYS => Ok(Self(())),
+            other => Err(format!(
+                "the kernel accepted the filter that closes clone3, and answers a call with error {other}"
+            )),
+        }
+    }
 }
 
 /// Walls that stood while a library was opened, and what is still to come.
@@ -29,6 +48,9 @@ pub(super) struct Outer {
     landlock: String,
     seccomp: String,
     refused: Vec<String>,
+    threads: Option<ThreadsOnly>,
+    /// Why threads that were asked for cannot be started; nothing else is any weaker for it.
+    pub(super) no_threads: Option<String>,
 }
 
 /// Walls for opening an engine's library: all of [`confine`]'s, except that files of system libraries, of
@@ -36,21 +58,26 @@ pub(super) struct Outer {
 pub(super) fn for_library(bounds: Bounds, library: &Path, threaded: bool) -> Outer {
     let landlock = landlock(&readable(library));
     // Where system calls cannot be told apart, threads cannot be allowed without processes.
-    let told_apart = filter(&[], threaded).is_ok();
-    let refused = limits(bounds, threaded && told_apart);
-    if threaded && told_apart {
-        no_clone3();
-    }
-    Outer { landlock, seccomp: apply(filter(&OPENING, threaded)), refused }
+    let threads =
+        threaded.then(|| ThreadsOnly::proved(filter(&[], Some(ThreadsOnly(()))).map(drop), closed_clone3()));
+    let (threads, no_threads) = match threads {
+        None => (None, None),
+        Some(Ok(proof)) => (Some(proof), None),
+        Some(Err(reason)) => (None, Some(reason)),
+    };
+    let refused = limits(bounds, threads);
+    let seccomp = apply(filter(&OPENING, threads));
+    Outer { landlock, seccomp, refused, threads, no_threads }
 }
 
-/// Takes back what [`for_library`] left open. `threaded`: the engine may start threads, never processes.
-pub(super) fn close(outer: Outer, threaded: bool) -> Confinement {
+/// Takes back what [`for_library`] left open. Threads the engine was allowed to start it still is, processes
+/// it never was.
+pub(super) fn close(outer: Outer) -> Confinement {
     let worse = |first: String, second: String| if first == ENFORCED { second } else { first };
     let landlock = worse(outer.landlock, landlock(&[]));
     let mut refused = outer.refused;
     refused.extend(no_files());
-    let seccomp = worse(outer.seccomp, seccomp(filter(&[], threaded)));
+    let seccomp = worse(outer.seccomp, seccomp(filter(&[], outer.threads)));
     Confinement { landlock, seccomp, limits: told(&refused) }
 }
 
@@ -116,11 +143,11 @@ fn landlock(readable: &[PathBuf]) -> String {
 /// What the system refused. Never RLIMIT_AS: thread stacks and allocator reservations are address
 /// space, not memory. With `threads` seccomp alone keeps processes from being made: the limit counts
 /// threads too, and those of the whole user.
-fn limits(bounds: Bounds, threads: bool) -> Vec<String> {
+fn limits(bounds: Bounds, threads: Option<ThreadsOnly>) -> Vec<String> {
     let all = [
         Some((Resource::Cpu, bounds.cpu_seconds)),
         Some((Resource::Data, bounds.data_bytes)),
-        (!threads).then_some((Resource::Processes, 0)),
+        threads.is_none().then_some((Resource::Processes, 0)),
         Some((Resource::FileSize, 0)),
         Some((Resource::Core, 0)),
     ];
@@ -163,16 +190,17 @@ fn apply(filter: Result<BpfProgram, String>) -> String {
 }
 
 /// The C library starts threads by `clone3`, whose flags lie in memory where a filter cannot look. Told
-/// that there is none (ENOSYS), it takes `clone`.
-fn no_clone3() {
+/// that there is none (ENOSYS), it takes `clone`. Returns the error a call has then: the claim is tried.
+fn closed_clone3() -> Result<i32, String> {
     let told = apply(deny_clone3());
     if told != ENFORCED {
-        tracing::debug!("clone3: {told}");
+        return Err(format!("clone3 cannot be closed: {told}"));
     }
+    sys::error_of_clone3().map_err(str::to_owned)
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-fn filter(_more: &[libc::c_long], _threads: bool) -> Result<BpfProgram, String> {
+fn filter(_more: &[libc::c_long], _threads: Option<ThreadsOnly>) -> Result<BpfProgram, String> {
     Err(format!("no filter for {}", std::env::consts::ARCH))
 }
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
@@ -197,9 +225,9 @@ fn deny_clone3() -> Result<BpfProgram, String> {
         .map_err(|e| e.to_string())
 }
 
-/// [`PERMITTED`] and `more`; with `threads`, threads of this process too.
+/// [`PERMITTED`] and `more`; with the proof that no process comes of it, threads of this process too.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
-fn filter(more: &[libc::c_long], threads: bool) -> Result<BpfProgram, String> {
+fn filter(more: &[libc::c_long], threads: Option<ThreadsOnly>) -> Result<BpfProgram, String> {
     use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
     use std::collections::BTreeMap;
 
@@ -212,14 +240,14 @@ fn filter(more: &[libc::c_long], threads: bool) -> Result<BpfProgram, String> {
             .map_err(|e| e.to_string())?;
         limits.push(to_self);
     }
-    if threads {
+    if threads.is_some() {
         let thread = u64::try_from(libc::CLONE_THREAD).unwrap_or_default();
         let a_thread =
             SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)
                 .and_then(|condition| SeccompRule::new(vec![condition]))
                 .map_err(|e| e.to_string())?;
         rules.insert(libc::SYS_clone, vec![a_thread]);
-        // Answered by the filter before this one, which says ENOSYS.
+        // Answered by the filter before this one, which was seen to say ENOSYS.
         rules.insert(libc::SYS_clone3, vec![]);
     }
     let own = u64::from(std::process::id());
@@ -300,3 +328,38 @@ const OPENING: [libc::c_long; 17] = [
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_restrict_self,
 ];
+
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_allowed_only_where_clone3_was_seen_to_be_closed() {
+        let no = |text: &str| text.to_owned();
+        for (told_apart, clone3, wanted) in [
+            (Ok(()), Ok(libc::ENOSYS), true),
+            // The filter was taken and does nothing: the call failed for its nonsense.
+            (Ok(()), Ok(libc::EINVAL), false),
+            (Ok(()), Ok(libc::EPERM), false),
+            (Ok(()), Err(no("clone3 cannot be closed: unavailable")), false),
+            (Err(no("no filter for arm")), Ok(libc::ENOSYS), false),
+        ] {
+            let said = format!("{told_apart:?} {clone3:?}");
+            assert_eq!(ThreadsOnly::proved(told_apart, clone3).is_ok(), wanted, "{said}");
+        }
+    }
+
+    #[test]
+    fn without_the_proof_no_filter_lets_anything_be_cloned() {
+        let compares_with = |program: &BpfProgram, call: libc::c_long| {
+            program.iter().any(|step| i64::from(step.k) == call && step.code & 0x07 == 0x05)
+        };
+        for more in [&OPENING[..], &[]] {
+            let (open, closed) = (filter(more, Some(ThreadsOnly(()))).unwrap(), filter(more, None).unwrap());
+            for call in [libc::SYS_clone3, libc::SYS_clone] {
+                assert!(compares_with(&open, call));
+                assert!(!compares_with(&closed, call), "{call}");
+            }
+        }
+    }
+}

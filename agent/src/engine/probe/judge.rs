@@ -104,7 +104,7 @@ pub(super) fn judge_comparison(ended: &Ended, contestants: usize) -> Result<Comp
     if let Some(failure) = death(ended, &doing, ready) {
         return Err(failure);
     }
-    compared.filter(|compared: &Comparison| compared.len() == contestants).ok_or_else(|| {
+    compared.filter(|compared: &Comparison| compared.times.len() == contestants).ok_or_else(|| {
         let text = format!("the probe ended while {doing}, without a comparison that can be read");
         failure(RefusalCode::ProbeCrashed, text)
     })

@@ -49,14 +49,27 @@ pub(super) struct Engine {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Compare {
-    pub(super) contestants: Vec<(Engine, Input)>,
+    /// In the order in which they are looked at.
+    pub(super) contestants: Vec<Contestant>,
     pub(super) interface: Interface,
     pub(super) pipeline: Option<PipelineSpec>,
     pub(super) labels: Vec<String>,
     pub(super) golden: GoldenInput,
+    /// Rows of a batch to measure besides one of the sample; 1 measures the sample as it is.
+    pub(super) rows: usize,
     pub(super) warm_up: usize,
     pub(super) most: usize,
     pub(super) budget_ms: u64,
+    /// For everything, loading included.
+    pub(super) wall_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Contestant {
+    pub(super) engine: Engine,
+    pub(super) model: Input,
+    /// What one run took when it was tried alone, with a golden sample.
+    pub(super) alone_us: u64,
 }
 
 #[derive(Serialize, Deserialize)]

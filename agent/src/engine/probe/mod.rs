@@ -16,6 +16,7 @@
 //! in the verdict's [`Confinement`](edgefleet_shared::probe::Confinement).
 
 mod attempts;
+mod compare;
 mod confine;
 mod files;
 mod judge;
@@ -28,11 +29,15 @@ pub use attempts::{Attempt, AttemptResult, SelfTest};
 pub use files::BundleFiles;
 pub use worker::probe_worker_main;
 
-use super::{chooser::Budget, setup::Setup};
+use super::{
+    chooser::{Budget, Times},
+    setup::Setup,
+};
 use edgefleet_shared::{
     bundle::Manifest,
     probe::{ProbeFailure, ProbeVerdict},
 };
+use serde::{Deserialize, Serialize};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// The hidden subcommand under which this program becomes the child.
@@ -102,22 +107,39 @@ pub fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict {
     supervisor::run(bundle, options)
 }
 
-/// What each of several setups took for one inference of the smallest golden sample, or why it could not.
-pub type Comparison = Vec<Result<Vec<f64>, String>>;
+/// What came of several setups in turns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// What each took, or why it could not; no times of one whose turn did not come.
+    pub times: Vec<Result<Option<Times>, ProbeFailure>>,
+    /// Rows of the smaller input.
+    pub rows: usize,
+    /// Rows of the larger, where there was one.
+    pub batch: Option<usize>,
+}
 
-/// Lets `setups`, each of which passed [`run`], take turns in one child. Times are in milliseconds, as
-/// many for each; setup and library of `options` are not looked at, but for where the library lies.
+/// One that passed [`run`], and what an inference took it there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contestant {
+    pub setup: Setup,
+    pub alone_ms: f64,
+}
+
+/// Lets contestants take turns in one child at the smallest golden sample, two at a time, in the order in
+/// which they come. `rows` above 1: at one row of it and at a batch of so many. Setup and library of
+/// `options` are not looked at, but for where the library lies.
 ///
 /// # Errors
 /// What cost the child, or kept it from starting.
 pub fn compare(
     bundle: &BundleFiles,
     manifest: &Manifest,
-    setups: &[Setup],
+    contestants: &[Contestant],
+    rows: usize,
     budget: Budget,
     options: &ProbeOptions,
 ) -> Result<Comparison, ProbeFailure> {
-    supervisor::compare(bundle, manifest, setups, budget, options)
+    supervisor::compare(bundle, manifest, contestants, rows, budget, options)
 }
 
 /// A verdict for a bundle that could not be tried at all.

@@ -1,12 +1,14 @@
 //! The parent's side: checks the bundle, starts the child, bounds it, hears it out.
 
 use super::{
-    Comparison, ProbeOptions, WORKER_COMMAND,
+    Comparison, Contestant, ProbeOptions, WORKER_COMMAND,
     attempts::{Attempt, SelfTest},
     confine,
     files::{BundleFiles, failure},
     judge::{Ended, Exit, Judgement, judge, judge_comparison},
-    messages::{Bounds, Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test},
+    messages::{
+        self, Bounds, Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test,
+    },
     sys,
 };
 use crate::engine::{
@@ -171,43 +173,75 @@ fn test(
     Ok(judge(&ended, &manifest.limits, manifest.golden.len()))
 }
 
+/// Share of a child's time that a comparison may take before it ends by itself.
+const WALL_SHARE: (u32, u32) = (3, 4);
+/// A batch is measured only if one run of it takes less than this share of that.
+const BATCH_SHARE: u32 = 8;
+
+/// Rows of a batch that there is time for, by what one run of the slowest took.
+fn affordable(rows: usize, slowest: Duration, wall: Duration) -> usize {
+    let batch = slowest.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
+    if batch <= wall / BATCH_SHARE { rows.max(1) } else { 1 }
+}
+
 pub(super) fn compare(
     bundle: &BundleFiles,
     manifest: &Manifest,
-    setups: &[Setup],
+    setups: &[Contestant],
+    rows: usize,
     budget: Budget,
     options: &ProbeOptions,
 ) -> Result<Comparison, ProbeFailure> {
     let mut opened = Opened { bundle, files: Vec::new() };
     let mut contestants = Vec::with_capacity(setups.len());
-    for setup in setups {
+    let mut slowest = Duration::ZERO;
+    for Contestant { setup, alone_ms } in setups {
         let artifact = artifact(&manifest.artifacts, setup.precision).ok_or_else(|| no_artifact(manifest))?;
         let engine = Engine { name: setup.engine, threads: setup.threads };
-        contestants.push((engine, opened.input(&artifact.blob)?));
+        let alone = Duration::try_from_secs_f64(alone_ms / 1e3).unwrap_or(options.time_limit);
+        slowest = slowest.max(alone);
+        let model = opened.input(&artifact.blob)?;
+        contestants.push(messages::Contestant { engine, model, alone_us: micros(alone) });
     }
     let Some(smallest) = manifest.golden.iter().min_by_key(|golden| golden.blob.size) else {
         let text = "the bundle has no golden sample to compare engines with".to_owned();
         return Err(failure(RefusalCode::ManifestInvalid, text));
     };
+    let wall = options.time_limit * WALL_SHARE.0 / WALL_SHARE.1;
+    let rows = affordable(rows, slowest, wall);
     let task = Task::Compare(Compare {
         contestants,
         interface: manifest.interface.clone(),
         pipeline: manifest.pipeline.clone(),
         labels: manifest.labels.clone(),
         golden: opened.golden(smallest)?,
+        rows,
         warm_up: budget.warm_up,
         most: budget.most,
         budget_ms: millis(budget.time),
+        wall_ms: millis(wall),
     });
-    let engines: Vec<EngineName> = setups.iter().map(|setup| setup.engine).collect();
+    let engines: Vec<EngineName> = setups.iter().map(|one| one.setup.engine).collect();
     let needs = Needs {
-        data_bytes: setups.iter().fold(0, |sum, s| sum.saturating_add(room(manifest, Some(s), options))),
+        data_bytes: room_for_two(manifest, setups, rows, options),
         library: library(&engines, options)?,
-        threaded: setups.iter().any(|setup| setup.threads > 1),
+        threaded: setups.iter().any(|one| one.setup.threads > 1),
     };
     let ended = spawn(task, needs, &opened.files, options)
         .map_err(|reason| failure(RefusalCode::ProbeUnavailable, reason))?;
     judge_comparison(&ended, setups.len())
+}
+
+/// What a child may allocate for the two that need most, and for a batch of one of them: what a manifest
+/// declares is for a single row.
+fn room_for_two(manifest: &Manifest, setups: &[Contestant], rows: usize, options: &ProbeOptions) -> u64 {
+    /// A blow-up is stopped, however large the batch.
+    const MOST_ROWS: usize = 8;
+    let mut rooms: Vec<u64> = setups.iter().map(|one| room(manifest, Some(&one.setup), options)).collect();
+    rooms.sort_unstable_by(|a, b| b.cmp(a));
+    let more = rows.saturating_sub(1).min(MOST_ROWS) as u64;
+    let batch = manifest.limits.peak_memory_bytes.saturating_mul(more);
+    rooms.into_iter().take(2).fold(batch, u64::saturating_add)
 }
 
 /// The library that `engines` need, if any does.
@@ -226,6 +260,10 @@ fn library(engines: &[EngineName], options: &ProbeOptions) -> Result<Option<Path
             Err(failure(RefusalCode::ProbeUnavailable, text))
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(time: Duration) -> u64 {
@@ -381,6 +419,14 @@ fn exit(status: ExitStatus) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_are_measured_only_where_there_is_time() {
+        let wall = Duration::from_secs(45);
+        for (rows, slowest_ms, wanted) in [(8, 10, 8), (8, 700, 8), (8, 704, 1), (1, 60_000, 1), (0, 1, 1)] {
+            assert_eq!(affordable(rows, Duration::from_millis(slowest_ms), wall), wanted, "{slowest_ms}");
+        }
+    }
 
     #[test]
     fn the_stand_in_name_is_a_valid_one() {

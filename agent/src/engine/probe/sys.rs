@@ -127,6 +127,16 @@ fn close_between(first: RawFd, last: RawFd) {
     }
 }
 
+/// The error of a `clone3` that cannot make anything: its arguments have no bytes.
+pub(super) fn error_of_clone3() -> Result<i32, &'static str> {
+    // SAFETY: a null pointer to 0 bytes; the kernel refuses sizes below 64 (EINVAL) before it reads any.
+    let made = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<u8>(), 0usize) };
+    match made {
+        -1 => io::Error::last_os_error().raw_os_error().ok_or("clone3 failed without an error"),
+        _ => Err("clone3 took arguments without bytes"),
+    }
+}
+
 /// Takes over an inherited descriptor. Refuses standard streams and numbers that are not open.
 pub(super) fn adopt(fd: RawFd) -> io::Result<File> {
     // SAFETY: plain integers.

@@ -1,15 +1,14 @@
 //! The child: puts up its walls, then loads the model, runs the golden samples and takes the time.
 
 use super::{
-    Comparison, confine,
+    compare::compare,
+    confine,
     files::failure,
-    messages::{Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
+    messages::{Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
     sys,
 };
 use crate::engine::{
-    Engine as _, LoadError, LoadedModel, RunError,
-    chooser::{Budget, Rounds},
-    golden, is_out_of_memory,
+    Engine as _, LoadError, LoadedModel, RunError, golden, is_out_of_memory,
     onnxruntime::{self, OnnxRuntime},
     piped,
     setup::EngineName,
@@ -60,17 +59,18 @@ fn work() -> Result<(), String> {
     let status = File::open("/proc/self/status").ok();
     let tract = TractEngine::new();
     tract.warm_up();
-    let (library, confinement) = match &request.library {
-        None => (None, confine::confine(request.bounds)),
+    let (library, no_threads, confinement) = match &request.library {
+        None => (None, None, confine::confine(request.bounds)),
         Some(path) => {
             doing("opening the engine's library").map_err(|failure| failure.message)?;
             let outer = confine::for_library(request.bounds, path, request.threaded);
             let library = OnnxRuntime::open(path, 1).map_err(LoadError::from);
             let library = library.and_then(|library| library.warm_up().map(|()| library));
-            (Some(library), confine::close(outer, request.threaded))
+            let no_threads = outer.no_threads.clone();
+            (Some(library), no_threads, confine::close(outer))
         }
     };
-    let engines = Opened { tract, library };
+    let engines = Opened { tract, library, no_threads };
     let engine = match &request.task {
         Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. }) => {
             engines.library_facts()
@@ -103,17 +103,19 @@ fn descriptors(task: &Task) -> Vec<RawFd> {
     match task {
         Task::Test(test) => test.golden.iter().map(|g| g.blob.fd).chain([test.model.fd]).collect(),
         Task::Compare(task) => {
-            task.contestants.iter().map(|(_, model)| model.fd).chain([task.golden.blob.fd]).collect()
+            task.contestants.iter().map(|one| one.model.fd).chain([task.golden.blob.fd]).collect()
         }
         Task::Attempt(_) => vec![],
     }
 }
 
 /// The engines of this process.
-struct Opened {
+pub(super) struct Opened {
     tract: TractEngine,
     /// `None` if no library was asked for.
     library: Option<Result<OnnxRuntime, LoadError>>,
+    /// Why it can start none here, although some are wanted.
+    no_threads: Option<String>,
 }
 
 impl Opened {
@@ -125,7 +127,7 @@ impl Opened {
         EngineFacts { name: onnxruntime::NAME.into(), version: version.into() }
     }
 
-    fn load(
+    pub(super) fn load(
         &self,
         engine: Engine,
         model: Vec<u8>,
@@ -137,6 +139,10 @@ impl Opened {
                 Ok((Box::new(model), seen))
             }
             (EngineName::Onnxruntime, Some(Ok(library))) => {
+                if let Some(reason) = self.no_threads.as_ref().filter(|_| engine.threads > 1) {
+                    let text = format!("threads cannot be allowed without processes: {reason}");
+                    return Err(failure(RefusalCode::ProbeUnavailable, text));
+                }
                 let library = library.with_threads(engine.threads);
                 let (model, seen) = library.load_bytes(model, interface).map_err(refused)?;
                 Ok((Box::new(model), seen))
@@ -156,48 +162,8 @@ fn say(event: &Event) -> Result<(), String> {
     out.write_all(&line).and_then(|()| out.flush()).map_err(|e| format!("could not write an event: {e}"))
 }
 
-fn doing(what: impl Into<String>) -> Result<(), ProbeFailure> {
+pub(super) fn doing(what: impl Into<String>) -> Result<(), ProbeFailure> {
     say(&Event::Doing(what.into())).map_err(|e| failure(RefusalCode::ProbeCrashed, e))
-}
-
-/// Lets all contestants take turns at the one sample.
-fn compare(engines: &Opened, task: &Compare) -> Result<Comparison, ProbeFailure> {
-    let sample = sample(&task.golden)?;
-    let mut failed: Vec<Option<String>> = Vec::new();
-    let mut models = Vec::new();
-    for (engine, input) in &task.contestants {
-        doing(format!("loading the model with {}", engine.name))?;
-        let loaded = read(input, "the model").and_then(|m| {
-            let (model, _) = engines.load(*engine, m, &task.interface)?;
-            piped::around(model, task.pipeline.as_ref(), &task.interface, &task.labels).map_err(refused)
-        });
-        let (model, reason) = match loaded {
-            Ok(model) => (Some(model), None),
-            Err(failure) => (None, Some(failure.message)),
-        };
-        models.push(model);
-        failed.push(reason);
-    }
-    doing("taking the time in turns")?;
-    let time = Duration::from_millis(task.budget_ms);
-    let budget = Budget { warm_up: task.warm_up, most: task.most, time };
-    let mut rounds = Rounds::new(models.len(), budget);
-    while let Some(who) = rounds.whose_turn() {
-        let Some(model) = &models[who] else {
-            rounds.drop_out(who);
-            continue;
-        };
-        let started = Instant::now();
-        match model.run(&sample.inputs) {
-            Ok(_) => rounds.record(who, started.elapsed()),
-            Err(error) => {
-                failed[who] = Some(error.to_string());
-                rounds.drop_out(who);
-            }
-        }
-    }
-    let times = rounds.times().iter().cloned().zip(failed);
-    Ok(times.map(|(times, failed)| failed.map_or(Ok(times), Err)).collect())
 }
 
 fn run(
@@ -270,7 +236,7 @@ fn twice(
     Ok(second)
 }
 
-fn sample(golden: &GoldenInput) -> Result<GoldenSample, ProbeFailure> {
+pub(super) fn sample(golden: &GoldenInput) -> Result<GoldenSample, ProbeFailure> {
     let bytes = Bytes::from(read(&golden.blob, &golden.name)?);
     GoldenSample::parse(&bytes).map_err(|e| {
         let text = format!("golden sample `{}` cannot be read: {e}", golden.name);
@@ -278,7 +244,7 @@ fn sample(golden: &GoldenInput) -> Result<GoldenSample, ProbeFailure> {
     })
 }
 
-fn read(input: &Input, what: &str) -> Result<Vec<u8>, ProbeFailure> {
+pub(super) fn read(input: &Input, what: &str) -> Result<Vec<u8>, ProbeFailure> {
     let unreadable = |e: std::io::Error| {
         failure(RefusalCode::ProbeUnavailable, format!("the child could not read {what}: {e}"))
     };
@@ -293,7 +259,7 @@ fn read(input: &Input, what: &str) -> Result<Vec<u8>, ProbeFailure> {
     Ok(bytes)
 }
 
-fn refused(error: LoadError) -> ProbeFailure {
+pub(super) fn refused(error: LoadError) -> ProbeFailure {
     ProbeFailure { code: error.code, message: error.message, node: error.node, op: error.op }
 }
 
