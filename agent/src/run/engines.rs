@@ -3,6 +3,7 @@
 use super::host::ServingHost;
 use crate::{
     engine::{
+        LibraryFrom,
         choosing::{Chosen, EngineChooser},
         probe,
         setup::Setup,
@@ -13,19 +14,21 @@ use crate::{
 use edgefleet_shared::{bundle::Manifest, digest::BundleDigest, ids::SlotName};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// How often slots are looked at for a choice that no longer holds.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// How the bundle of a slot is run now.
 #[derive(Clone)]
-struct Running {
+pub(super) struct Running {
     digest: BundleDigest,
-    setup: Setup,
-    files: BundleFiles,
+    pub(super) setup: Setup,
+    /// What ran it when it was loaded, if that is a library.
+    library: Option<PathBuf>,
+    pub(super) files: BundleFiles,
     /// As signed: serving knows only what clients see of it.
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
 }
 
 /// By slot.
@@ -37,10 +40,15 @@ impl RunningEngines {
         &self,
         slot: &SlotName,
         digest: BundleDigest,
-        setup: Setup,
+        chosen: (Setup, Option<PathBuf>),
         (files, manifest): (BundleFiles, Manifest),
     ) {
-        self.0.lock().insert(slot.clone(), Running { digest, setup, files, manifest });
+        let (setup, library) = chosen;
+        self.0.lock().insert(slot.clone(), Running { digest, setup, library, files, manifest });
+    }
+    /// Everything that serves, by slot.
+    pub(super) fn all(&self) -> BTreeMap<SlotName, Running> {
+        self.0.lock().clone()
     }
     pub(super) fn remove(&self, slot: &SlotName) {
         self.0.lock().remove(slot);
@@ -61,7 +69,8 @@ impl StatusProvider for EngineStatus {
         "engines"
     }
     fn status(&self) -> Value {
-        let running = self.running.0.lock().clone();
+        let running = self.running.all();
+        let engines = self.chooser.engines();
         let slots: BTreeMap<String, Value> = running
             .into_iter()
             .map(|(slot, running)| {
@@ -75,6 +84,7 @@ impl StatusProvider for EngineStatus {
                 let slot_status = json!({
                     "digest": running.digest,
                     "setup": running.setup.to_string(),
+                    "library": running.library.map(|path| path.display().to_string()),
                     "current": self.chooser.is_current(running.digest),
                     "measured": measured,
                     "refused": refused,
@@ -85,20 +95,27 @@ impl StatusProvider for EngineStatus {
             .collect();
         json!({
             "present": self.chooser.engine_names(),
-            "library": self.chooser.engines().library().map(|path| path.display().to_string()),
+            "library": engines.library().map(|path| path.display().to_string()),
+            "library_from": engines.library_from().map(LibraryFrom::as_str),
             "slots": slots,
         })
     }
 }
 
-/// Looks at the slots now and then: one whose choice rests on other engines, another processor or other
-/// settings is tried anew while nobody asks it anything, and runs with what comes out of that.
+/// Looks at the slots now and then, and when an engine pack came or went: one whose choice rests on other
+/// engines, another processor or other settings is tried anew while nobody asks it anything, and runs with
+/// what comes out of that. One that runs on a library which was taken back does not wait for that.
 pub(super) async fn reconsider(host: Arc<ServingHost>) {
+    let changed = host.packs().changed();
     loop {
-        tokio::time::sleep(PAUSE).await;
+        // Either is the same work.
+        tokio::time::timeout(PAUSE, changed.notified()).await.ok();
+        let library = host.chooser().engines().library();
         for active in host.slots().actives() {
             let idle = active.stats.in_flight() == 0 && active.shadow().is_none();
-            if idle && !host.chooser().is_current(active.served.digest) {
+            let running = host.engines().get(&active.served.slot);
+            let taken_back = running.and_then(|r| r.library).is_some_and(|used| Some(used) != library);
+            if (idle || taken_back) && !host.chooser().is_current(active.served.digest) {
                 again(&host, &active).await;
             }
         }
@@ -124,7 +141,9 @@ async fn again(host: &ServingHost, active: &Active) {
         return;
     }
     let chosen = host.chooser().selection(served.digest).and_then(|s| s.chosen().map(|c| c.setup));
-    if chosen == Some(running.setup) {
+    // The same setup on another library is another engine.
+    let library = host.chooser().engines().library();
+    if chosen == Some(running.setup) && running.library.is_none_or(|used| Some(used) == library) {
         return;
     }
     let _switching = host.switching.lock().await;
@@ -133,9 +152,10 @@ async fn again(host: &ServingHost, active: &Active) {
         return; // the updater was faster
     }
     match host.load(&running.files, &running.manifest, served.digest).await {
-        Ok(Chosen { model, setup }) => {
+        Ok(Chosen { model, setup, library }) => {
             tracing::info!(slot = %served.slot, from = %running.setup, to = %setup, "switching the engine");
-            host.engines().set(&served.slot, served.digest, setup, (running.files, running.manifest));
+            let chosen = (setup, library);
+            host.engines().set(&served.slot, served.digest, chosen, (running.files, running.manifest));
             host.slots().activate(Arc::new(ServedBundle {
                 slot: served.slot.clone(),
                 bundle: served.bundle.clone(),
