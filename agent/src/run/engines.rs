@@ -18,6 +18,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// How often slots are looked at for a choice that no longer holds.
 const PAUSE: Duration = Duration::from_secs(60);
+/// The same while one of them waits for a moment when nobody asks it anything.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// How the bundle of a slot is run now.
 #[derive(Clone)]
@@ -107,16 +109,23 @@ impl StatusProvider for EngineStatus {
 /// what comes out of that. One that runs on a library which was taken back does not wait for that.
 pub(super) async fn reconsider(host: Arc<ServingHost>) {
     let changed = host.packs().changed();
+    let mut pause = PAUSE;
     loop {
         // Either is the same work.
-        tokio::time::timeout(PAUSE, changed.notified()).await.ok();
+        tokio::time::timeout(pause, changed.notified()).await.ok();
+        pause = PAUSE;
         let library = host.chooser().engines().library();
         for active in host.slots().actives() {
             let idle = active.stats.in_flight() == 0 && active.shadow().is_none();
             let running = host.engines().get(&active.served.slot);
             let taken_back = running.and_then(|r| r.library).is_some_and(|used| Some(used) != library);
-            if (idle || taken_back) && !host.chooser().is_current(active.served.digest) {
+            if host.chooser().is_current(active.served.digest) {
+                continue;
+            }
+            if idle || taken_back {
                 again(&host, &active).await;
+            } else if active.shadow().is_none() {
+                pause = BUSY_PAUSE;
             }
         }
     }
