@@ -17,14 +17,18 @@ pub fn target() -> Option<&'static str> {
     }
 }
 
-/// The library of a pack for this device. Looks at the manifest alone, so before a byte is fetched.
+/// The library of a pack for this device; `None` if the pack is a withdrawal. Looks at the manifest alone, so
+/// before a byte is fetched.
 ///
 /// # Errors
 /// [`RefusalCode::NoArtifact`] with the reason; that the manifest is of a model, too.
-pub fn own_library(manifest: &Manifest) -> Result<&Library, LoadError> {
+pub fn own_library(manifest: &Manifest) -> Result<Option<&Library>, LoadError> {
     let no = |message: String| LoadError { code: RefusalCode::NoArtifact, message, node: None, op: None };
     let name = manifest.name();
     let Some(card) = &manifest.engine else { return Err(no(format!("`{name}` is no engine pack"))) };
+    if card.is_withdrawal() {
+        return Ok(None);
+    }
     let Some(target) = target() else {
         let arch = std::env::consts::ARCH;
         let why = if cfg!(target_feature = "crt-static") || cfg!(not(target_env = "gnu")) {
@@ -41,7 +45,7 @@ pub fn own_library(manifest: &Manifest) -> Result<&Library, LoadError> {
             onnxruntime::OLDEST_MINOR
         )));
     }
-    card.library(Some(target)).ok_or_else(|| {
+    card.library(Some(target)).map(Some).ok_or_else(|| {
         no(format!("`{name}` has no library for {target}, only for {}", card.targets().join(", ")))
     })
 }

@@ -24,7 +24,7 @@ const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How the bundle of a slot is run now.
 #[derive(Clone)]
 pub(super) struct Running {
-    digest: BundleDigest,
+    pub(super) digest: BundleDigest,
     pub(super) setup: Setup,
     /// What ran it when it was loaded, if that is a library.
     library: Option<PathBuf>,

@@ -10,7 +10,7 @@
 use super::engines::RunningEngines;
 use crate::{
     engine::{
-        LibraryFrom, PackLibrary,
+        LibraryFrom, LoadError, PackLibrary,
         choosing::EngineChooser,
         pack,
         probe::{self, BundleFiles},
@@ -70,6 +70,7 @@ impl Packs {
             node: None,
             op: None,
         })?;
+        let Some(library) = library else { return self.without_it() };
         for (slot, running) in self.running.all() {
             let needed = running.setup.engine == EngineName::Onnxruntime;
             let setup = needed.then_some(running.setup);
@@ -85,7 +86,22 @@ impl Packs {
         Ok(())
     }
 
-    /// From now on the chooser considers the pack's library.
+    /// Whether everything that serves gave right answers on tract too, for when the pack is withdrawn.
+    fn without_it(&self) -> Result<(), ProbeFailure> {
+        for (slot, running) in self.running.all() {
+            let known = self.chooser.selection(running.digest);
+            let on_tract = known.is_some_and(|selection| {
+                selection.passed.iter().any(|passed| passed.setup.engine == EngineName::Tract)
+            });
+            if running.setup.engine != EngineName::Tract && !on_tract {
+                let message = format!("{} in slot `{slot}` runs on nothing else", running.manifest.name());
+                return Err(ProbeFailure { code: RefusalCode::NoArtifact, message, node: None, op: None });
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on the chooser considers the pack's library; after a withdrawal, none.
     ///
     /// # Errors
     /// Code and sentence.
@@ -94,7 +110,10 @@ impl Packs {
         files: &BundleFiles,
         manifest: &Manifest,
     ) -> Result<(), (RefusalCode, String)> {
-        let path = own_path(files, manifest).map_err(|e| (e.code, e.message))?;
+        let Some(path) = own_path(files, manifest).map_err(|e| (e.code, e.message))? else {
+            self.deactivate();
+            return Ok(());
+        };
         {
             let mut offered = self.offered.lock();
             if !offered.contains(&path) && offered.len() >= MOST_LIBRARIES {
@@ -141,9 +160,10 @@ impl Packs {
     }
 }
 
-fn own_path(files: &BundleFiles, manifest: &Manifest) -> Result<PathBuf, crate::engine::LoadError> {
+/// `None` for a withdrawal.
+fn own_path(files: &BundleFiles, manifest: &Manifest) -> Result<Option<PathBuf>, LoadError> {
     let own = pack::own_library(manifest)?;
-    Ok(files.blobs.join(own.blob.digest.to_hex()))
+    Ok(own.map(|own| files.blobs.join(own.blob.digest.to_hex())))
 }
 
 /// A library that gives wrong answers, crashes or hangs is no good, whatever it does for others. One that

@@ -171,13 +171,15 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
 fn read_engine(dir: &Path, top: Table<'_>) -> Option<BundleSource> {
     let card = top.need_table("model").and_then(read_card);
     let api = top.need_table("engine").and_then(|table| {
-        let api = table.integer("api", 1..=i64::from(u32::MAX));
+        let api = table.integer("api", 0..=i64::from(u32::MAX));
         table.finish();
         u32::try_from(api?).ok()
     });
     let mut targets = BTreeSet::new();
     let mut libraries = Vec::new();
-    for table in top.need_tables("library") {
+    // `api = 0` and no library: a withdrawal.
+    let tables = if api == Some(0) { vec![] } else { top.need_tables("library") };
+    for table in tables {
         let path = table.need_string("path").and_then(|text| blob_file(dir, &table, text));
         let target = table.need_string("target");
         match target {

@@ -26,9 +26,9 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineCard {
     /// Version of the C interface the library speaks: what an agent must know before it fetches a byte.
-    /// Of ONNX Runtime the second number of its version.
+    /// Of ONNX Runtime the second number of its version; 0 in a withdrawal.
     pub api: u32,
-    /// One per target.
+    /// One per target; none in a withdrawal.
     pub libraries: Vec<Library>,
 }
 
@@ -41,6 +41,10 @@ pub struct Library {
 }
 
 impl EngineCard {
+    /// Whether this is the signed word that no pack counts any more.
+    pub fn is_withdrawal(&self) -> bool {
+        self.libraries.is_empty()
+    }
     /// The library for a device of this target; `None` is one that can load none.
     pub fn library(&self, target: Option<&str>) -> Option<&Library> {
         self.libraries.iter().find(|library| Some(library.target.as_str()) == target)
@@ -65,11 +69,12 @@ pub(super) fn mistakes(manifest: &Manifest) -> Vec<(&'static str, String)> {
             if !name.is_engine() {
                 wrong.push(("model.name", format!("`{name}` is no engine that agents know")));
             }
-            if engine.api == 0 {
-                wrong.push(("engine.api", "is at least 1".into()));
+            // Both at once: leaving the libraries out by mistake must not take an engine away.
+            if engine.api == 0 && !engine.libraries.is_empty() {
+                wrong.push(("engine.api", "is at least 1 where there are libraries".into()));
             }
-            if engine.libraries.is_empty() {
-                wrong.push(("engine.libraries", "needs at least one entry".into()));
+            if engine.libraries.is_empty() && engine.api != 0 {
+                wrong.push(("engine.libraries", "needs at least one entry, or `api` to be 0".into()));
             }
             let mut seen = BTreeSet::new();
             for library in &engine.libraries {
@@ -134,6 +139,15 @@ mod tests {
             assert!(parsed.blobs_for(none).is_empty());
         }
         insta::assert_snapshot!("engine_pack_v1", String::from_utf8(bytes).unwrap());
+    }
+
+    #[test]
+    fn a_withdrawal_says_so_twice() {
+        let mut none = pack();
+        none.engine = Some(EngineCard { api: 0, libraries: vec![] });
+        let parsed = Manifest::parse(&none.to_bytes()).unwrap();
+        assert!(parsed.engine.as_ref().unwrap().is_withdrawal() && parsed.blobs().is_empty());
+        assert!(!pack().engine.unwrap().is_withdrawal());
     }
 
     #[test]

@@ -107,29 +107,53 @@ async fn a_pack_brings_an_engine_that_serves_survives_broken_successors_and_is_r
     answers(&fleet.agents[0].base, "digits@6").await?;
     let now = on_onnxruntime(&fleet.agents[0]).await?;
     ensure!(now != first, "{now}");
+
+    // A withdrawal takes the engine away for good, but not from under what runs on nothing else.
+    let controller = &fleet.controller;
+    let source = place.join("withdrawal");
+    fs::create_dir(&source)?;
+    fs::write(source.join("bundle.toml"), WITHDRAWAL)?;
+    let built = models::build(&place, controller, &source, true).await?;
+    models::push(controller, &built, None).await?.ok()?;
+    plan(&place, controller, &plans::assign("digits@7", "", 1)).await?;
+    until("digits@7", LONG, async || answers(&fleet.agents[0].base, "digits@7").await).await?;
+    let refused = failed(&place, controller, "onnxruntime@6").await?;
+    let said = refused["refusal"]["message"].as_str().unwrap_or_default();
+    ensure!(said.contains("digits@7 in slot `digits` runs on nothing else"), "{refused}");
+    plan(&place, controller, &plans::assign("digits@6", "", 1)).await?;
+    until("digits@6 again", LONG, async || answers(&fleet.agents[0].base, "digits@6").await).await?;
+    let rollout = plan(&place, controller, &plans::assign("onnxruntime@6", "", 1)).await?;
+    let attempts = controller.ended(&rollout).await?;
+    ensure!(attempts.iter().all(|one| one["state"] == "committed"), "{attempts:?}");
+    on_tract(&fleet.agents[0]).await?;
+    answers(&fleet.agents[0].base, "digits@6").await?;
     fleet.stop().await?;
     place.end()
 }
+
+const WITHDRAWAL: &str = "schema = 1
+kind = \"engine\"
+[model]
+name = \"onnxruntime\"
+counter = 6
+version = \"none\"
+[engine]
+api = 0
+";
 
 #[tokio::test]
 async fn taking_a_pack_back_returns_to_tract_without_losing_a_request() -> Result<()> {
     let place = Place::new()?;
     let fleet = digits_on_tract(&place).await?;
     let (controller, agent) = (&fleet.controller, &fleet.agents[0]);
+    let load = Load::start(&agent.base)?;
     publish_pack(&place, controller, 1).await?;
     let mut wanted = plans::assign("onnxruntime@1", "", 1);
     wanted["plan"]["stages"][0]["soak"] = 3_600.into();
     let rollout = plan(&place, controller, &wanted).await?;
     on_onnxruntime(agent).await?;
-    let load = Load::start(&agent.base)?;
     controller.run(&["rollout", "revert", &rollout, "--reason", "a story goes back"]).await?;
-    agent
-        .until("tract again", |status| {
-            let engines = &status["engines"];
-            engines["library"].is_null()
-                && engines["slots"]["digits"]["setup"].as_str().is_some_and(|s| s.starts_with("tract/"))
-        })
-        .await?;
+    on_tract(agent).await?;
     until("the device to say so", PATIENCE, async || {
         let device = controller.device(&agent.id).await?;
         ensure!(!device.to_string().contains("onnxruntime 1."), "{device}");
@@ -262,6 +286,18 @@ async fn on_onnxruntime(agent: &Agent<'_>) -> Result<String> {
     })
     .await?;
     Ok(status.as_str().context("no library")?.to_owned())
+}
+
+/// Waits until there is no library and tract runs the digits.
+async fn on_tract(agent: &Agent<'_>) -> Result<()> {
+    agent
+        .until("tract again", |status| {
+            let engines = &status["engines"];
+            let setup = engines["slots"]["digits"]["setup"].as_str();
+            engines["library"].is_null() && setup.is_some_and(|setup| setup.starts_with("tract/"))
+        })
+        .await?;
+    Ok(())
 }
 
 /// Waits until the controller knows of this pack on the device, and of its engine.

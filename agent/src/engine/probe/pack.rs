@@ -24,7 +24,9 @@ pub(super) fn test(
     card: &EngineCard,
     options: &ProbeOptions,
 ) -> Result<Judgement, ProbeFailure> {
-    let own = own_library(manifest).map_err(|e| failure(e.code, e.message))?;
+    let Some(own) = own_library(manifest).map_err(|e| failure(e.code, e.message))? else {
+        return Ok(Judgement::default()); // a withdrawal: there is nothing to open
+    };
     for library in &card.libraries {
         let path = bundle.blobs.join(library.blob.digest.to_hex());
         // A device has fetched its own library alone; a registry has them all.
