@@ -53,12 +53,12 @@ pub fn own_library(manifest: &Manifest) -> Result<Option<&Library>, LoadError> {
 /// Whether `head`, the first bytes of a file, begins a shared library for `target`. For libraries that
 /// cannot be loaded here.
 pub(super) fn is_library_for(head: &[u8], target: &str) -> bool {
+    const SHARED: u16 = 3;
     let machine: u16 = match target {
         "x86_64-linux-gnu" => 62,
         "aarch64-linux-gnu" => 183,
         _ => return false,
     };
-    const SHARED: u16 = 3;
     let two = |at: usize| head.get(at..at + 2).map(|two| u16::from_le_bytes([two[0], two[1]]));
     // ELF, 64 bits, little-endian.
     head.starts_with(b"\x7fELF\x02\x01") && two(16) == Some(SHARED) && two(18) == Some(machine)
