@@ -4,7 +4,7 @@
 mod support;
 
 use edgefleet_agent::engine::{
-    Engines,
+    Engines, LibraryFrom, PackLibrary,
     chooser::{Budget, Policy},
     choosing::EngineChooser,
     probe::{self, Attempt, BundleFiles, ProbeOptions},
@@ -300,4 +300,55 @@ fn settings_that_leave_nothing_are_refused_with_each_reason() {
     let bundle = Source::digits(2).write();
     let failure = chooser.try_bundle(&files(&bundle), &bundle.manifest).failure.unwrap();
     assert!(failure.message.contains("tract/f32/1: the settings forbid"), "{}", failure.message);
+}
+
+#[test]
+fn a_library_that_is_not_in_use_yet_is_tried_on_what_serves() {
+    let Some(real) = support::ort::library() else { return };
+    let bundle = Source::digits(2).write();
+    let chooser = chooser(None, policy(1), None);
+    let tried = |library: &Path| chooser.try_library(library, None, &files(&bundle), &bundle.manifest);
+    for (vice, code) in [
+        (Vice::None, None),
+        (Vice::Wrong, Some(RefusalCode::GoldenMismatch)),
+        (Vice::Crashes, Some(RefusalCode::ProbeCrashed)),
+    ] {
+        let (_folder, library) = support::engine::library(&real, vice);
+        let verdict = tried(&library).expect("no settings exclude it");
+        assert_eq!(verdict.failure.map(|failure| failure.code), code, "{vice:?}");
+    }
+    assert_eq!(loaded(&chooser, &bundle), "tract/f32/1", "trying it changed nothing");
+    let forbid = Policy { forbid: vec!["onnxruntime".parse().unwrap()], ..policy(1) };
+    let forbidden = self::chooser(None, forbid, None);
+    assert!(forbidden.try_library(&real, None, &files(&bundle), &bundle.manifest).is_none());
+}
+
+#[test]
+fn packs_follow_each_other_in_one_process_and_tract_follows_the_last() {
+    let Some(real) = support::ort::library() else { return };
+    let (bundle, folder) = (slow_bundle(), tempfile::tempdir().unwrap());
+    let pin = Policy { prefer: vec!["onnxruntime".parse().unwrap()], ..policy(1) };
+    let chooser = chooser(None, pin, None);
+    assert_eq!(loaded(&chooser, &bundle), "tract/f32/1");
+    let mut models = Vec::new();
+    for name in ["first", "second"] {
+        let path = folder.path().join(name);
+        std::fs::copy(&real, &path).unwrap();
+        let pack = PackLibrary { path: path.clone(), version: "1.2.3".into() };
+        chooser.engines().set_pack(Some(pack));
+        assert_eq!(chooser.engines().library_from(), Some(LibraryFrom::Pack));
+        assert!(chooser.engine_names().contains(&"onnxruntime 1.2.3".to_owned()));
+        let verdict = chooser.try_bundle(&files(&bundle), &bundle.manifest);
+        assert!(verdict.ok, "{verdict:#?}");
+        let chosen = chooser.load(verdict.digest, &bundle.manifest, &files(&bundle)).unwrap();
+        if chosen.setup.engine == EngineName::Onnxruntime {
+            assert_eq!(chosen.library, Some(path.clone()));
+        }
+        models.push(chosen.model);
+        // What is loaded does not need the file any more.
+        std::fs::remove_file(path).unwrap();
+    }
+    chooser.engines().set_pack(None);
+    assert_eq!(loaded(&chooser, &bundle), "tract/f32/1");
+    drop(models);
 }

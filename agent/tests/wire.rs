@@ -51,6 +51,8 @@ fn echo(name: &str, datatype: Datatype, shape: &[i64]) -> Arc<ServedBundle> {
     let spec = |name: &str| TensorSpec { name: name.into(), datatype, shape: shape.into() };
     let manifest = Manifest {
         schema: 1,
+        kind: Default::default(),
+        engine: None,
         model: ModelCard {
             name: name.parse().unwrap(),
             counter: 1,

@@ -113,9 +113,38 @@ text_id!(
     |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
 );
 
+/// Engines that packs can bring. Their names are theirs alone: no model may have one.
+const ENGINES: [&str; 1] = ["onnxruntime"];
+/// Slots of engine packs begin with it.
+const ENGINE_PREFIX: &str = "engine/";
+
+impl ModelName {
+    /// Whether bundles of this name are engine packs.
+    pub fn is_engine(&self) -> bool {
+        ENGINES.contains(&self.as_str())
+    }
+}
+
+impl SlotName {
+    /// Whether it is a place for engine packs, of an engine known here or not.
+    pub fn is_engine(&self) -> bool {
+        self.0.starts_with(ENGINE_PREFIX)
+    }
+
+    /// Whether bundles of this name belong here: packs of an engine into the slot of that engine, models
+    /// into any other slot.
+    pub fn takes(&self, name: &ModelName) -> bool {
+        match self.0.strip_prefix(ENGINE_PREFIX) {
+            Some(engine) => name.is_engine() && engine == name.as_str(),
+            None => !name.is_engine(),
+        }
+    }
+}
+
+/// The slot of this name where nothing else is said: a model's own name, `engine/NAME` for an engine.
 impl From<&ModelName> for SlotName {
     fn from(model: &ModelName) -> Self {
-        Self(model.0.clone())
+        if model.is_engine() { Self(format!("{ENGINE_PREFIX}{model}")) } else { Self(model.0.clone()) }
     }
 }
 
@@ -279,6 +308,24 @@ mod tests {
             (&"x".repeat(65), false),
         ] {
             assert_eq!(text.parse::<DeviceId>().is_ok(), good, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn engines_have_slots_of_their_own() {
+        let name = |text: &str| text.parse::<ModelName>().unwrap();
+        let slot = |text: &str| text.parse::<SlotName>().unwrap();
+        assert_eq!(SlotName::from(&name("onnxruntime")), slot("engine/onnxruntime"));
+        assert_eq!(SlotName::from(&name("digits")), slot("digits"));
+        for (place, what, good) in [
+            ("engine/onnxruntime", "onnxruntime", true),
+            ("engine/onnxruntime", "digits", false),
+            ("engine/digits", "digits", false),
+            ("engine/other", "onnxruntime", false),
+            ("onnxruntime", "onnxruntime", false),
+            ("line-2/digits", "digits", true),
+        ] {
+            assert_eq!(slot(place).takes(&name(what)), good, "{place} {what}");
         }
     }
 

@@ -1,11 +1,15 @@
 //! Plans as the API takes them, and what became of attempts.
 
 use edgefleet_controller::clock;
+use edgefleet_shared::ids::{BundleName, SlotName};
 use serde_json::{Value, json};
 
 /// Everybody at once, without statistics and without limits, in place of whatever runs there.
 pub fn assign(bundle: &str, selector: &str, probation_secs: u64) -> Value {
-    let (slot, _) = bundle.split_once('@').unwrap_or((bundle, ""));
+    let slot = match bundle.parse::<BundleName>() {
+        Ok(name) => SlotName::from(&name.model).to_string(),
+        Err(_) => bundle.to_owned(), // the controller says what is wrong with it
+    };
     let many = 1_000_000_000_u64;
     json!({
         "plan": {

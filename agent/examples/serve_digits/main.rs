@@ -69,6 +69,8 @@ fn digits(folder: &Path) -> anyhow::Result<Manifest> {
     let counter = source["model"]["counter"].as_u64().context("model.counter")?;
     Ok(Manifest {
         schema: 1,
+        kind: Default::default(),
+        engine: None,
         model: ModelCard {
             name: "digits".parse()?,
             counter,

@@ -2,7 +2,7 @@
 //! take turns, remembers the outcome on disk, and loads bundles accordingly.
 
 use super::{
-    Engines, LoadError, LoadedModel, choose_artifact,
+    Engines, LibraryFrom, LoadError, LoadedModel, choose_artifact,
     chooser::{self, Batch, Budget, Key, Passed, Policy, Refused, Selection},
     is_meant_for_us, piped,
     pool::rows_together,
@@ -46,6 +46,8 @@ pub struct EngineChooser {
 pub struct Chosen {
     pub model: Arc<dyn LoadedModel>,
     pub setup: Setup,
+    /// The library that runs it, if one does.
+    pub library: Option<PathBuf>,
 }
 
 impl EngineChooser {
@@ -57,7 +59,6 @@ impl EngineChooser {
         budget: Budget,
         folder: Option<PathBuf>,
     ) -> Self {
-        let probe = ProbeOptions { library: engines.library().map(Path::to_owned), ..probe };
         let known = folder.as_deref().map(remembered).unwrap_or_default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { engines, policy, cpu: fingerprint(), cores, probe, budget, folder, known: Mutex::new(known) }
@@ -65,6 +66,36 @@ impl EngineChooser {
 
     pub fn engines(&self) -> &Engines {
         &self.engines
+    }
+
+    /// How to probe with the library in use now.
+    fn probing(&self) -> ProbeOptions {
+        ProbeOptions { library: self.engines.library(), ..self.probe.clone() }
+    }
+
+    /// Opens the library of an engine pack in a confined child. Blocks.
+    pub fn try_pack(&self, files: &BundleFiles) -> ProbeVerdict {
+        probe::run(files, &self.probe)
+    }
+
+    /// Runs the golden samples of a bundle with a library that is not in use yet: as `setup` says, or as it
+    /// would be tried first. `None` if the settings exclude it. Blocks.
+    pub fn try_library(
+        &self,
+        library: &Path,
+        setup: Option<Setup>,
+        files: &BundleFiles,
+        manifest: &Manifest,
+    ) -> Option<ProbeVerdict> {
+        let setup = setup.or_else(|| {
+            let artifacts: Vec<&Artifact> =
+                manifest.artifacts.iter().filter(|a| is_meant_for_us(a)).collect();
+            let threads = |engine| Engines::threads_of(engine, self.cores);
+            let (setups, _) = chooser::offered(&artifacts, &[EngineName::Onnxruntime], &self.policy, threads);
+            setups.first().copied()
+        })?;
+        let library = Some(library.to_owned());
+        Some(probe::run(files, &ProbeOptions { setup: Some(setup), library, ..self.probe.clone() }))
     }
 
     /// What a choice for a bundle rests on now.
@@ -83,6 +114,11 @@ impl EngineChooser {
         let named = |engine: EngineName| match engine {
             EngineName::Tract => format!("{engine} {}", super::tract::VERSION),
             EngineName::Onnxruntime => {
+                if let Some(pack) =
+                    self.engines.pack().filter(|_| self.engines.library_from() == Some(LibraryFrom::Pack))
+                {
+                    return format!("{engine} {}", pack.version);
+                }
                 let version = tried.iter().find(|name| name.starts_with(engine.as_str()));
                 version.map_or_else(|| engine.to_string(), |name| (*name).to_owned())
             }
@@ -130,7 +166,7 @@ impl EngineChooser {
         let Some(first) = setups.first().copied() else {
             // Without settings that exclude all, no artifact is meant for this machine: the probe says so.
             if refused.is_empty() {
-                return probe::run(files, &self.probe);
+                return probe::run(files, &self.probing());
             }
             let reasons: Vec<String> = refused.iter().map(|r| format!("{}: {}", r.setup, r.reason)).collect();
             return probe::untried(files, &format!("no engine is left to try ({})", reasons.join("; ")));
@@ -138,7 +174,7 @@ impl EngineChooser {
         let mut passed: Vec<(Passed, ProbeVerdict)> = Vec::new();
         let mut failed: Option<ProbeVerdict> = None;
         for setup in setups {
-            let verdict = probe::run(files, &ProbeOptions { setup: Some(setup), ..self.probe.clone() });
+            let verdict = probe::run(files, &ProbeOptions { setup: Some(setup), ..self.probing() });
             match &verdict.failure {
                 None => {
                     let engine = verdict
@@ -220,7 +256,7 @@ impl EngineChooser {
         let contestants: Vec<Contestant> = order.iter().map(contestant).collect();
         let (limits, seen) = (&manifest.limits, manifest.external());
         let rows = rows_together(self.policy.rows, limits, &seen, manifest.pipeline.as_ref());
-        let compared = probe::compare(files, manifest, &contestants, rows, self.budget, &self.probe);
+        let compared = probe::compare(files, manifest, &contestants, rows, self.budget, &self.probing());
         let Comparison { times, rows, batch } = match compared {
             Ok(compared) => compared,
             Err(failure) => {
@@ -314,6 +350,7 @@ impl EngineChooser {
         for setup in setups {
             let Some(found) = artifact(&manifest.artifacts, setup.precision) else { continue };
             let path = files.blobs.join(found.blob.digest.to_hex());
+            let library = self.engines.library().filter(|_| setup.engine == EngineName::Onnxruntime);
             let whole = self.engines.load(setup, &path, &manifest.interface).and_then(|model| {
                 if setup.engine != EngineName::Tract && self.engines.identities() != engines {
                     return Err(replaced(setup.engine));
@@ -321,7 +358,7 @@ impl EngineChooser {
                 piped::around(model, manifest.pipeline.as_ref(), &manifest.interface, &manifest.labels)
             });
             match whole {
-                Ok(model) => return Ok(Chosen { model: model.into(), setup }),
+                Ok(model) => return Ok(Chosen { model: model.into(), setup, library }),
                 Err(error) => {
                     tracing::warn!(bundle = %manifest.name(), %setup, %error, "could not load with an engine");
                     last = Some(error);

@@ -2,7 +2,7 @@
 //!
 //! `tract` is the engine that is always there, `onnxruntime` is one where its library is; `pool` runs them
 //! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load it,
-//! `piped` puts a bundle's own steps around its model, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
+//! `pack` knows which library of an engine pack is for this program, `piped` puts a bundle's own steps around its model, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
 
 pub mod bench;
 pub mod chooser;
@@ -10,6 +10,7 @@ pub mod choosing;
 mod engines;
 pub mod golden;
 pub mod onnxruntime;
+pub mod pack;
 pub mod piped;
 pub mod pool;
 pub(crate) mod priority;
@@ -19,7 +20,7 @@ pub mod setup;
 pub mod subject;
 pub mod tract;
 
-pub use engines::Engines;
+pub use engines::{Engines, LibraryFrom, PackLibrary};
 
 use edgefleet_shared::{
     bundle::{Artifact, Interface, Precision, manifest::MAX_BLOB_BYTES},

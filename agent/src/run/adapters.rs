@@ -1,6 +1,6 @@
 //! Small pieces that let the parts meet: each part names what it needs as a trait.
 
-use super::report::Latest;
+use super::{packs::Packs, report::Latest};
 use crate::{
     engine::{choosing::EngineChooser, probe},
     identity::TrustedClock,
@@ -16,7 +16,11 @@ use crate::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use edgefleet_shared::{
-    bundle::Manifest, digest::BlobDigest, probe::ProbeVerdict, telemetry::RecordBody, topics::Channel,
+    bundle::{Kind, Manifest},
+    digest::BlobDigest,
+    probe::ProbeVerdict,
+    telemetry::RecordBody,
+    topics::Channel,
     transfer::FetchRequest,
 };
 use parking_lot::RwLock;
@@ -49,14 +53,23 @@ impl RecordSink for ToOutbox {
     }
 }
 
-/// The updater tries bundles in confined children of this very program, with every engine that is here.
-pub(super) struct ChildProbe(pub(super) Arc<EngineChooser>);
+/// The updater tries bundles in confined children of this very program: models with every engine that is
+/// here, engine packs with every model.
+pub(super) struct ChildProbe {
+    pub(super) chooser: Arc<EngineChooser>,
+    pub(super) packs: Arc<Packs>,
+}
 #[async_trait]
 impl Probe for ChildProbe {
     async fn probe(&self, files: BundleFiles, manifest: &Manifest) -> ProbeVerdict {
         let files = probe::BundleFiles { manifest: files.manifest_path, blobs: files.blobs_dir };
-        let (chooser, bundle, manifest) = (self.0.clone(), files.clone(), manifest.clone());
-        match tokio::task::spawn_blocking(move || chooser.try_bundle(&bundle, &manifest)).await {
+        let (chooser, packs) = (self.chooser.clone(), self.packs.clone());
+        let (bundle, manifest) = (files.clone(), manifest.clone());
+        let work = move || match manifest.kind {
+            Kind::Model => chooser.try_bundle(&bundle, &manifest),
+            Kind::Engine => packs.test(&bundle, &manifest),
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(verdict) => verdict,
             Err(error) => probe::untried(&files, &format!("the probe was cut off: {error}")),
         }

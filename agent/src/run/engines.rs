@@ -3,6 +3,7 @@
 use super::host::ServingHost;
 use crate::{
     engine::{
+        LibraryFrom,
         chooser::{Drift, Key, MIN_PASSES, Retry, Seen, Selection},
         choosing::{Chosen, EngineChooser},
         probe,
@@ -16,21 +17,26 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// How often slots are looked at for a choice that no longer holds.
 const PAUSE: Duration = Duration::from_secs(60);
+/// The same while one of them waits for a moment when nobody asks it anything.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// How the bundle of a slot is run now.
 #[derive(Clone)]
-struct Running {
-    digest: BundleDigest,
-    setup: Setup,
-    files: BundleFiles,
+pub(super) struct Running {
+    pub(super) digest: BundleDigest,
+    pub(super) setup: Setup,
+    /// What ran it when it was loaded, if that is a library.
+    library: Option<PathBuf>,
+    pub(super) files: BundleFiles,
     /// As signed: serving knows only what clients see of it.
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
 }
 
 /// By slot.
@@ -42,10 +48,15 @@ impl RunningEngines {
         &self,
         slot: &SlotName,
         digest: BundleDigest,
-        setup: Setup,
+        chosen: (Setup, Option<PathBuf>),
         (files, manifest): (BundleFiles, Manifest),
     ) {
-        self.0.lock().insert(slot.clone(), Running { digest, setup, files, manifest });
+        let (setup, library) = chosen;
+        self.0.lock().insert(slot.clone(), Running { digest, setup, library, files, manifest });
+    }
+    /// Everything that serves, by slot.
+    pub(super) fn all(&self) -> BTreeMap<SlotName, Running> {
+        self.0.lock().clone()
     }
     pub(super) fn remove(&self, slot: &SlotName) {
         self.0.lock().remove(slot);
@@ -66,7 +77,8 @@ impl StatusProvider for EngineStatus {
         "engines"
     }
     fn status(&self) -> Value {
-        let running = self.running.0.lock().clone();
+        let running = self.running.all();
+        let engines = self.chooser.engines();
         let slots: BTreeMap<String, Value> = running
             .into_iter()
             .map(|(slot, running)| {
@@ -80,6 +92,7 @@ impl StatusProvider for EngineStatus {
                 let slot_status = json!({
                     "digest": running.digest,
                     "setup": running.setup.to_string(),
+                    "library": running.library.map(|path| path.display().to_string()),
                     "current": self.chooser.is_current(running.digest),
                     "measured": measured,
                     "refused": refused,
@@ -90,7 +103,8 @@ impl StatusProvider for EngineStatus {
             .collect();
         json!({
             "present": self.chooser.engine_names(),
-            "library": self.chooser.engines().library().map(|path| path.display().to_string()),
+            "library": engines.library().map(|path| path.display().to_string()),
+            "library_from": engines.library_from().map(LibraryFrom::as_str),
             "slots": slots,
         })
     }
@@ -141,19 +155,26 @@ struct Look<'a> {
     can_try_all: bool,
 }
 
-/// Looks at the slots now and then: one whose choice rests on other engines, another processor or other
-/// settings, or whose latency has drifted away from what was measured, is tried anew while nobody asks it
-/// anything, and runs with what comes out of that. Where nothing passes any more, ever more rarely.
+/// Looks at the slots now and then, and when an engine pack came or went: one whose choice rests on other engines,
+/// another processor or other settings, or whose latency has drifted away from what was measured, is tried anew
+/// while nobody asks it anything, and runs with what comes out of that. Where nothing passes any more, ever more
+/// rarely. One that runs on a library which was taken back does not wait for an idle moment.
 pub(super) async fn reconsider(host: Arc<ServingHost>) {
     let started = Instant::now();
+    let changed = host.packs().changed();
     let mut watched: BTreeMap<SlotName, Watched> = BTreeMap::new();
+    let mut pause = PAUSE;
     loop {
-        tokio::time::sleep(PAUSE).await;
+        // Either is the same work.
+        tokio::time::timeout(pause, changed.notified()).await.ok();
+        pause = PAUSE;
+        let library = host.chooser().engines().library();
         let actives = host.slots().actives();
         watched.retain(|slot, _| actives.iter().any(|active| active.served.slot == *slot));
         for active in actives {
             let (slot, digest) = (&active.served.slot, active.served.digest);
             let Some(running) = host.engines().get(slot).filter(|r| r.digest == digest) else { continue };
+            let taken_back = running.library.as_ref().is_some_and(|used| Some(used) != library.as_ref());
             let chooser = host.chooser();
             let (key, selection) = (chooser.key(digest), chooser.selection(digest));
             let measured = selection.as_ref().and_then(|s| s.expected(&running.setup));
@@ -163,7 +184,13 @@ pub(super) async fn reconsider(host: Arc<ServingHost>) {
             let idle = active.stats.in_flight() == 0 && active.shadow().is_none();
             let look = Look { selection: selection.as_ref(), seen, can_try_all: chooser.can_try_all() };
             let watched = watched.entry(slot.clone()).or_default();
-            let Some(cause) = watched.look(started.elapsed(), &key, look, idle) else { continue };
+            let Some(cause) = watched.look(started.elapsed(), &key, look, idle || taken_back) else {
+                let holds = selection.as_ref().is_some_and(|selection| selection.key == key);
+                if !idle && !holds && active.shadow().is_none() && watched.retry.is_due(&key, started.elapsed()) {
+                    pause = BUSY_PAUSE;
+                }
+                continue;
+            };
             tracing::info!(%slot, ?cause, "looking for the best engine again");
             again(&host, &active).await;
             let now = started.elapsed();
@@ -206,7 +233,9 @@ async fn again(host: &ServingHost, active: &Active) {
         return;
     }
     let chosen = host.chooser().selection(served.digest).and_then(|s| s.chosen().map(|c| c.setup));
-    if chosen == Some(running.setup) {
+    // The same setup on another library is another engine.
+    let library = host.chooser().engines().library();
+    if chosen == Some(running.setup) && running.library.is_none_or(|used| Some(used) == library) {
         return;
     }
     let _switching = host.switching.lock().await;
@@ -215,9 +244,10 @@ async fn again(host: &ServingHost, active: &Active) {
         return; // the updater was faster
     }
     match host.load(&running.files, &running.manifest, served.digest).await {
-        Ok(Chosen { model, setup }) => {
+        Ok(Chosen { model, setup, library }) => {
             tracing::info!(slot = %served.slot, from = %running.setup, to = %setup, "switching the engine");
-            host.engines().set(&served.slot, served.digest, setup, (running.files, running.manifest));
+            let chosen = (setup, library);
+            host.engines().set(&served.slot, served.digest, chosen, (running.files, running.manifest));
             host.slots().activate(Arc::new(ServedBundle {
                 slot: served.slot.clone(),
                 bundle: served.bundle.clone(),

@@ -3,12 +3,12 @@
 use super::{
     engines::RunningEngines,
     health::{self, Before},
+    packs::{self, Packs},
 };
 use crate::{
     engine::{
         LoadError,
         choosing::{Chosen, EngineChooser},
-        probe,
     },
     monitor::Monitor,
     serving::{
@@ -48,6 +48,7 @@ pub(super) struct ServingHost {
     monitor: Arc<Monitor>,
     chooser: Arc<EngineChooser>,
     engines: Arc<RunningEngines>,
+    packs: Arc<Packs>,
     /// Held while a slot's model changes: by an activation, or because another engine is better.
     pub(super) switching: tokio::sync::Mutex<()>,
     /// What was known of the device when a slot's bundle was last activated.
@@ -77,11 +78,14 @@ fn seen_by_clients(manifest: Manifest) -> Manifest {
 
 impl ServingHost {
     pub(super) fn new(slots: SlotTable, monitor: Arc<Monitor>, chooser: Arc<EngineChooser>) -> Self {
+        let engines: Arc<RunningEngines> = Arc::default();
+        let packs = Arc::new(Packs::new(chooser.clone(), engines.clone()));
         Self {
             slots,
             monitor,
             chooser,
-            engines: Arc::default(),
+            engines,
+            packs,
             switching: tokio::sync::Mutex::default(),
             before: Mutex::default(),
             slower: Mutex::default(),
@@ -94,6 +98,9 @@ impl ServingHost {
     }
     pub(super) fn chooser(&self) -> &Arc<EngineChooser> {
         &self.chooser
+    }
+    pub(super) fn packs(&self) -> &Arc<Packs> {
+        &self.packs
     }
     /// How each slot's bundle is run.
     pub(super) fn engines(&self) -> &Arc<RunningEngines> {
@@ -108,8 +115,7 @@ impl ServingHost {
         digest: BundleDigest,
     ) -> impl FnOnce() -> Result<Chosen, LoadError> + Send + use<> {
         let (chooser, manifest) = (self.chooser.clone(), manifest.clone());
-        let files =
-            probe::BundleFiles { manifest: files.manifest_path.clone(), blobs: files.blobs_dir.clone() };
+        let files = packs::files(files);
         self.loads.fetch_add(1, Ordering::Relaxed);
         move || chooser.load(digest, &manifest, &files)
     }
@@ -137,14 +143,18 @@ impl Host for ServingHost {
     async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal> {
         let Loadable { files, manifest, name, digest, attempt } = bundle;
         let _switching = self.switching.lock().await;
+        if slot.is_engine() {
+            let done = self.packs.activate(&packs::files(&files), &manifest);
+            return done.map_err(|(code, said)| refusal(&manifest, code, said));
+        }
         let active = self.slots.lease(slot.as_str());
         let (model, engine) = match active.as_ref().map(|active| &active.served) {
             Some(served) if served.digest == digest && served.attempt == attempt => return Ok(()),
             Some(served) if served.digest == digest => (served.model.clone(), served.engine),
             _ => {
                 let anonymous = health::anonymous_bytes();
-                let Chosen { model, setup } = self.load(&files, &manifest, digest).await?;
-                self.engines.set(slot, digest, setup, (files, manifest.clone()));
+                let Chosen { model, setup, library } = self.load(&files, &manifest, digest).await?;
+                self.engines.set(slot, digest, (setup, library), (files, manifest.clone()));
                 let former_p95_ms = active.and_then(|active| health::p95_ms(&active.stats.totals()));
                 let loads = self.loads.load(Ordering::Relaxed);
                 self.before.lock().insert(slot.clone(), Before { digest, anonymous, loads, former_p95_ms });
@@ -161,12 +171,19 @@ impl Host for ServingHost {
 
     async fn deactivate(&self, slot: &SlotName) {
         let _switching = self.switching.lock().await;
+        if slot.is_engine() {
+            self.packs.deactivate();
+            return;
+        }
         self.slots.deactivate(slot);
         self.engines.remove(slot);
         self.before.lock().remove(slot);
     }
 
     fn health(&self, slot: &SlotName) -> SlotHealth {
+        if slot.is_engine() {
+            return self.packs.health(&self.slots);
+        }
         let Some(active) = self.slots.lease(slot.as_str()) else { return SlotHealth::Good };
         let before = self.before.lock().get(slot).filter(|b| b.digest == active.served.digest).copied();
         let alone = before.is_some_and(|before| before.loads == self.loads.load(Ordering::Relaxed));
@@ -182,6 +199,10 @@ impl Host for ServingHost {
         settings: ShadowSettings,
     ) -> Result<(), Refusal> {
         let Loadable { files, manifest, name, digest, attempt } = bundle;
+        if slot.is_engine() {
+            let said = format!("`{name}` is an engine pack, which runs beside nothing");
+            return Err(refusal(&manifest, RefusalCode::NoArtifact, said));
+        }
         let gone = |manifest: &Manifest| {
             let said = format!("`{}` has no active bundle to run beside", manifest.name());
             refusal(manifest, RefusalCode::ActivationFailed, said)
@@ -197,7 +218,7 @@ impl Host for ServingHost {
         let failed = |said: String| refusal(&manifest, RefusalCode::ActivationFailed, said);
         let (loaded, thread) = thread.map_err(|e| failed(format!("no thread for a shadow: {e}")))?;
         let (model, engine) = match loaded.await {
-            Ok(Ok(Chosen { model, setup })) => (model, setup.engine),
+            Ok(Ok(Chosen { model, setup, .. })) => (model, setup.engine),
             Ok(Err(e)) => return Err(refusal(&manifest, e.code, e.message)),
             Err(_) => return Err(failed(format!("the engine panicked while it loaded `{name}`"))),
         };

@@ -12,6 +12,7 @@ mod health;
 mod host;
 mod listeners;
 pub(crate) mod lock;
+mod packs;
 mod parts;
 mod renewal;
 mod report;
@@ -252,7 +253,7 @@ impl Agent {
         let host = Arc::new(ServingHost::new(slots, monitor.clone(), chooser.clone()));
         let (reports, latest) = watch::channel(None);
         let world = World {
-            probe: Arc::new(ChildProbe(chooser.clone())),
+            probe: Arc::new(ChildProbe { chooser: chooser.clone(), packs: host.packs().clone() }),
             host: host.clone(),
             reports: Arc::new(ReportsTo { latest: reports, outbox: outbox.clone(), clock: clock.clone() }),
             blocks: blocks.clone(),
@@ -327,7 +328,8 @@ impl Agent {
             link: link.clone(),
             device: device.clone(),
             boot,
-            facts: facts::gather(&config.hardware, chooser.engine_names()),
+            facts: facts::gather(&config.hardware, vec![]),
+            chooser: chooser.clone(),
             clock: clock.clone(),
             latest: latest.clone(),
             settings: settings.clone(),

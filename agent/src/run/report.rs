@@ -1,6 +1,7 @@
 //! Says the whole state: at every connect, after every change, and at least once per heartbeat.
 
 use crate::{
+    engine::choosing::EngineChooser,
     identity::TrustedClock,
     link::{LinkHandle, QoS},
     store::outbox::Outbox,
@@ -53,7 +54,9 @@ pub(super) struct Reporter {
     pub(super) boot: BootId,
     /// Reports sent in this boot.
     pub(super) sent: u64,
+    /// But for the engines, which come and go with packs.
     pub(super) facts: Facts,
+    pub(super) chooser: Arc<EngineChooser>,
     pub(super) clock: Arc<TrustedClock>,
     pub(super) latest: Latest,
     pub(super) settings: SettingsWatch,
@@ -111,7 +114,7 @@ impl Reporter {
             nonce: report.nonce,
             slots: report.slots,
             refused: report.refused,
-            facts: self.facts.clone(),
+            facts: Facts { engines: self.chooser.engine_names(), ..self.facts.clone() },
         };
         let json = serde_json::to_vec(&reported).unwrap_or_default(); // plain data: cannot fail
         if let Err(reason) = self.link.publish(Channel::Reported, json, true, QoS::AtLeastOnce).await {

@@ -3,7 +3,7 @@
 //! A file under its final name was verified before it got it; it is hashed again before a test, since
 //! flash forgets. Release envelopes are blobs. What no slot names any more is collected.
 
-use crate::failpoint;
+use crate::{engine::pack, failpoint};
 use edgefleet_shared::{
     bundle::{Manifest, ManifestError, manifest::MAX_MANIFEST_BYTES},
     digest::{BlobDigest, BundleDigest, DigestHasher, EnvelopeDigest},
@@ -30,7 +30,7 @@ pub enum BundleError {
     Io { path: PathBuf, source: io::Error },
     #[error("manifest {digest} is not on disk as it should be")]
     Damaged { digest: BundleDigest },
-    #[error("model file {digest} is missing or damaged")]
+    #[error("the bundle's file {digest} is missing or damaged")]
     DamagedBlob { digest: BlobDigest },
     #[error("manifest {digest} is not sound: {}", list(mistakes))]
     Manifest { digest: BundleDigest, mistakes: Vec<ManifestError> },
@@ -105,14 +105,14 @@ impl BundleStore {
         Manifest::parse(&bytes).map_err(|mistakes| BundleError::Manifest { digest, mistakes })
     }
 
-    /// Reads a manifest and hashes the model files it names once more, right before they are loaded:
+    /// Reads a manifest and hashes the model files (or the library) it names once more, right before they are loaded:
     /// what flash has forgotten must not be served. Damaged files are removed. Blocks.
     ///
     /// # Errors
     /// [`BundleError`].
     pub fn loadable(&self, digest: BundleDigest) -> Result<Manifest, BundleError> {
         let manifest = self.manifest(digest)?;
-        for blob in manifest.artifacts.iter().map(|artifact| &artifact.blob) {
+        for blob in manifest.loaded_blobs(pack::target()) {
             let path = self.blob_path(blob.digest);
             if !self.has(&path, blob.digest, blob.size) {
                 return Err(BundleError::DamagedBlob { digest: blob.digest });

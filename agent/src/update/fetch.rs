@@ -7,8 +7,9 @@ use super::{
     transfer::{Blocks, TransferError, Watch},
 };
 pub(super) use crate::causes::one_line as chain;
+use crate::engine::pack;
 use edgefleet_shared::{
-    bundle::{Manifest, manifest::MAX_MANIFEST_BYTES},
+    bundle::{Kind, Manifest, manifest::MAX_MANIFEST_BYTES},
     desired::{Assigned, Settings},
     digest::BlobDigest,
     reported::RefusalCode,
@@ -109,10 +110,13 @@ impl Fetcher {
             let message = format!("made for {}, this device is `{}`", classes.join(", "), self.hardware);
             return Err(Problem::new(RefusalCode::WrongHardware, message));
         }
+        if manifest.kind == Kind::Engine {
+            pack::own_library(&manifest).map_err(|e| Problem::new(e.code, e.message))?;
+        }
         Ok(manifest)
     }
 
-    /// Every blob of the bundle, verified. Blobs already here are hashed again, not fetched.
+    /// Every blob of the bundle that this device needs, verified. Blobs already here are hashed again, not fetched.
     pub(super) async fn blobs(
         &self,
         bundle: &Bundle,
@@ -120,7 +124,7 @@ impl Fetcher {
         meter: &Meter,
     ) -> Result<(), Problem> {
         let manifest = self.store.manifest(bundle.digest)?;
-        let blobs = manifest.blobs();
+        let blobs = manifest.blobs_for(pack::target());
         let total: u64 = blobs.iter().map(|blob| blob.size).fold(0, u64::saturating_add);
         let mut missing = Vec::new();
         let mut done = 0;

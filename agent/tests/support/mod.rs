@@ -137,6 +137,8 @@ impl Source {
         };
         let manifest = Manifest {
             schema: 1,
+            kind: Default::default(),
+            engine: None,
             model: ModelCard {
                 name: "digits".parse().unwrap(),
                 counter: 7,

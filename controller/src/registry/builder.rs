@@ -5,11 +5,11 @@
 
 use super::{
     mistakes::{Mistakes, SourceMistake},
-    source::{self, BundleSource, SourceError},
+    source::{self, BundleSource, LibrarySource, SourceError},
 };
 use edgefleet_shared::{
     bundle::{
-        Artifact, BlobRef, GoldenRef, Manifest,
+        Artifact, BlobRef, EngineCard, GoldenRef, Kind, Library, Manifest,
         manifest::{MAX_BLOB_BYTES, MAX_MANIFEST_BYTES, SCHEMA},
     },
     digest::{BlobDigest, BundleDigest, DigestHasher},
@@ -115,6 +115,16 @@ fn fill(source_dir: &Path, source: BundleSource, dir: &Path) -> Result<Built, Bu
         let (format, precision, targets) = (artifact.format, artifact.precision, artifact.targets);
         artifacts.push(Artifact { format, precision, blob, targets });
     }
+    let (mut engine, mut kind) = (None, Kind::Model);
+    if let Some(source) = source.engine {
+        let mut libraries = Vec::new();
+        for LibrarySource { path, target } in source.libraries {
+            let copied = add_file(dir, &path);
+            let blob = copied.map_err(|source| BuildError::Copy { path: path.clone(), source })?;
+            libraries.push(Library { target, blob });
+        }
+        (engine, kind) = (Some(EngineCard { api: source.api, libraries }), Kind::Engine);
+    }
     let mut golden = Vec::new();
     for sample in source.golden {
         let blob = add_bytes(dir, &sample.sample.to_bytes()).map_err(write)?;
@@ -123,7 +133,9 @@ fn fill(source_dir: &Path, source: BundleSource, dir: &Path) -> Result<Built, Bu
     let baseline = source.baseline.map(|bytes| add_bytes(dir, &bytes)).transpose().map_err(write)?;
     let manifest = Manifest {
         schema: SCHEMA,
+        kind,
         model: source.card,
+        engine,
         artifacts,
         interface: source.interface,
         prediction: source.prediction,

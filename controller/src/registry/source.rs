@@ -10,6 +10,7 @@ use super::{
 };
 use edgefleet_shared::bundle::{
     Compat, GoldenSample, Interface, Limits, ModelCard, PipelineSpec, Precision, Prediction, TensorSpec,
+    engine::TARGETS,
     manifest::{MAX_BLOB_BYTES, MAX_MANIFEST_BYTES},
 };
 use edgefleet_shared::tensor::Datatype;
@@ -32,6 +33,8 @@ const MAX_GOLDEN_SAMPLES: usize = 64;
 #[derive(Debug)]
 pub struct BundleSource {
     pub card: ModelCard,
+    /// Of an engine pack, which has nothing of what a model has.
+    pub engine: Option<EngineSource>,
     pub artifacts: Vec<ArtifactSource>,
     pub interface: Interface,
     pub pipeline: Option<PipelineSpec>,
@@ -43,6 +46,20 @@ pub struct BundleSource {
     pub limits: Limits,
     pub lineage: BTreeMap<String, String>,
     pub compat: Compat,
+}
+
+/// The libraries of an engine pack.
+#[derive(Debug)]
+pub struct EngineSource {
+    pub api: u32,
+    pub libraries: Vec<LibrarySource>,
+}
+
+/// A library to copy into the bundle.
+#[derive(Debug)]
+pub struct LibrarySource {
+    pub path: PathBuf,
+    pub target: String,
 }
 
 /// A model file to copy into the bundle.
@@ -104,6 +121,11 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
     {
         top.wrong("schema", format!("is {found}, this program reads {SOURCE_SCHEMA}"));
     }
+    match top.string("kind") {
+        None | Some("model") => {}
+        Some("engine") => return read_engine(dir, top),
+        Some(other) => top.wrong("kind", format!("is {other:?}, not \"model\" or \"engine\"")),
+    }
     let card = top.need_table("model").and_then(read_card);
     let artifacts: Vec<_> =
         top.need_tables("artifact").into_iter().filter_map(|table| read_artifact(dir, table)).collect();
@@ -131,6 +153,7 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
     top.finish();
     Some(BundleSource {
         card: card?,
+        engine: None,
         artifacts,
         interface,
         pipeline,
@@ -142,6 +165,72 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
         lineage,
         compat: compat.unwrap_or_default(),
     })
+}
+
+/// `kind = "engine"`: a card, the version of the interface, and one library per target.
+fn read_engine(dir: &Path, top: Table<'_>) -> Option<BundleSource> {
+    let card = top.need_table("model").and_then(read_card);
+    let api = top.need_table("engine").and_then(|table| {
+        let api = table.integer("api", 0..=i64::from(u32::MAX));
+        table.finish();
+        u32::try_from(api?).ok()
+    });
+    let mut targets = BTreeSet::new();
+    let mut libraries = Vec::new();
+    // `api = 0` and no library: a withdrawal.
+    let tables = if api == Some(0) { vec![] } else { top.need_tables("library") };
+    for table in tables {
+        let path = table.need_string("path").and_then(|text| blob_file(dir, &table, text));
+        let target = table.need_string("target");
+        match target {
+            Some(target) if !TARGETS.contains(&target) => {
+                table.wrong("target", format!("is {target:?}, not one of {TARGETS:?}"));
+            }
+            Some(target) if !targets.insert(target) => {
+                table.wrong("target", format!("is {target:?}, which is named twice"));
+            }
+            Some(_) | None => {}
+        }
+        if let (Some(path), Some(target)) = (path, target) {
+            libraries.push(LibrarySource { path, target: target.to_owned() });
+        }
+        table.finish();
+    }
+    let lineage = top.table("lineage").map(Table::all_strings).unwrap_or_default().into_iter().collect();
+    let compat = top.table("compat").map(|table| {
+        let hardware = table.strings("hardware");
+        table.finish();
+        Compat { hardware }
+    });
+    top.finish();
+    Some(BundleSource {
+        card: card?,
+        engine: Some(EngineSource { api: api?, libraries }),
+        artifacts: vec![],
+        interface: Interface::default(),
+        pipeline: None,
+        prediction: None,
+        labels: vec![],
+        golden: vec![],
+        baseline: None,
+        limits: Limits::default(),
+        lineage,
+        compat: compat.unwrap_or_default(),
+    })
+}
+
+/// The file of `path` below the folder, of a size that a blob may have.
+fn blob_file(dir: &Path, table: &Table<'_>, text: &str) -> Option<PathBuf> {
+    let path = inside(dir, table, "path", text)?;
+    match std::fs::metadata(&path) {
+        Ok(meta) if !meta.is_file() => table.wrong("path", "is not a file"),
+        Ok(meta) if meta.len() == 0 || meta.len() > MAX_BLOB_BYTES => {
+            table.wrong("path", format!("has {} bytes, not 1 to {MAX_BLOB_BYTES}", meta.len()));
+        }
+        Ok(_) => {}
+        Err(e) => table.wrong("path", format!("cannot be read: {e}")),
+    }
+    Some(path)
 }
 
 fn read_card(table: Table<'_>) -> Option<ModelCard> {
@@ -184,17 +273,7 @@ fn read_artifact(dir: &Path, table: Table<'_>) -> Option<ArtifactSource> {
         None => None,
     };
     let targets = table.strings("targets");
-    let path = table.need_string("path").and_then(|text| inside(dir, &table, "path", text));
-    if let Some(path) = &path {
-        match std::fs::metadata(path) {
-            Ok(meta) if !meta.is_file() => table.wrong("path", "is not a file"),
-            Ok(meta) if meta.len() == 0 || meta.len() > MAX_BLOB_BYTES => {
-                table.wrong("path", format!("has {} bytes, not 1 to {MAX_BLOB_BYTES}", meta.len()));
-            }
-            Ok(_) => {}
-            Err(e) => table.wrong("path", format!("cannot be read: {e}")),
-        }
-    }
+    let path = table.need_string("path").and_then(|text| blob_file(dir, &table, text));
     let format = format.to_owned();
     table.finish();
     Some(ArtifactSource { path: path?, format, precision: precision?, targets })

@@ -176,3 +176,55 @@ fn a_mistake_in_the_pipeline_is_named_with_its_step() {
         assert!(wrong.contains(said), "{wrong}\nlacks {said}");
     }
 }
+
+const PACK: &str = r#"schema = 1
+kind = "engine"
+[model]
+name = "onnxruntime"
+counter = 3
+version = "1.32.0"
+[engine]
+api = 32
+[[library]]
+target = "x86_64-linux-gnu"
+path = "lib.so"
+"#;
+
+fn pack(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("lib.so"), "code").unwrap();
+    fs::write(dir.path().join(SOURCE_FILE), text).unwrap();
+    dir
+}
+
+#[test]
+fn an_engine_pack_is_read_and_built() {
+    use edgefleet_shared::bundle::{Kind, Manifest};
+    let dir = pack(PACK);
+    let engine = read(dir.path()).unwrap().engine.unwrap();
+    assert_eq!((engine.api, engine.libraries.len()), (32, 1));
+    let built = crate::registry::builder::build(dir.path(), &dir.path().join("out")).unwrap();
+    assert_eq!((built.name.to_string(), built.blobs, built.bytes), ("onnxruntime@3".into(), 1, 4));
+    let manifest = Manifest::parse(&fs::read(built.dir.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest.kind, Kind::Engine);
+    assert_eq!(manifest.engine.unwrap().targets(), ["x86_64-linux-gnu"]);
+    let (text, _) = PACK.split_once("[[library]]").unwrap();
+    let none = pack(&text.replace("api = 32", "api = 0"));
+    assert!(read(none.path()).unwrap().engine.unwrap().libraries.is_empty(), "a withdrawal");
+}
+
+#[test]
+fn every_mistake_of_an_engine_pack_is_named() {
+    for (from, to, words) in [
+        ("kind = \"engine\"", "kind = \"motor\"", "not \"model\" or \"engine\""),
+        ("api = 32", "api = -1", "api"),
+        ("api = 32", "api = 0", "library"),
+        ("x86_64-linux-gnu", "armv7", "not one of"),
+        ("lib.so", "../lib.so", "below the folder"),
+        ("lib.so", "missing.so", "cannot be read"),
+        ("[engine]", "[labels]\npath = \"x\"\n[engine]", "labels"),
+    ] {
+        let wrong = mistakes(pack(&PACK.replacen(from, to, 1)).path());
+        assert!(wrong.iter().any(|line| line.contains(words)), "{to}: {wrong:?}");
+    }
+}

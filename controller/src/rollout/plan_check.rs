@@ -4,6 +4,8 @@ use super::{
     plan::{AUTO_SEED, Mode, Plan, Severity, Stage},
     span::{Share, Span},
 };
+use crate::evidence::Gate;
+use edgefleet_shared::ids::SlotName;
 use std::{collections::BTreeSet, fmt};
 
 /// Most stages; each has an entry in the rollout's document.
@@ -60,6 +62,7 @@ impl Plan {
         self.check_head(&mut wrong);
         self.check_speed(&mut wrong);
         self.check_stages(&mut wrong);
+        self.check_engine(&mut wrong);
         if let Err(mistakes) = self.gates.validate() {
             for mistake in mistakes {
                 let problem = format!("is {}; it must be {}", mistake.found, mistake.wanted);
@@ -67,6 +70,34 @@ impl Plan {
             }
         }
         if wrong.0.is_empty() { Ok(()) } else { Err(wrong.0) }
+    }
+
+    /// An engine serves nobody itself: it has no shadow, and no requests of its own that gates could count.
+    fn check_engine(&self, wrong: &mut Mistakes) {
+        let (slot, bundle) = (&self.rollout.slot, &self.rollout.bundle);
+        let own = SlotName::from(&bundle.model);
+        wrong.must(
+            slot.takes(&bundle.model),
+            "rollout.slot",
+            format!("is `{slot}`, where `{bundle}` does not belong; its slot is `{own}`"),
+        );
+        if !slot.is_engine() {
+            return;
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            wrong.must(
+                stage.mode != Mode::Shadow,
+                format!("stages[{index}].mode"),
+                "is `shadow`; an engine pack runs beside nothing, devices try it before they take it",
+            );
+            for gate in stage.gates.iter().filter(|gate| **gate != Gate::Hard) {
+                wrong.must(
+                    false,
+                    format!("stages[{index}].gates"),
+                    format!("asks for `{gate}`; a rollout of an engine pack has the gate `hard` alone"),
+                );
+            }
+        }
     }
 
     fn check_head(&self, wrong: &mut Mistakes) {
@@ -260,7 +291,7 @@ impl Plan {
         if stage.max_soak.is_some() {
             wrong.must(stage.max_soak() >= stage.soak, at("max_soak"), "is shorter than `soak`");
         }
-        let asks = stage.gates.iter().any(|gate| *gate != crate::evidence::Gate::Hard);
+        let asks = stage.gates.iter().any(|gate| *gate != Gate::Hard);
         wrong.must(!asks || stage.soak > Span::ZERO, at("soak"), "is 0; gates need time to gather evidence");
         wrong.must(stage.spread != Some(Span::ZERO), at("spread"), "is 0; leave it out instead");
         if let Some(coverage) = stage.coverage {
@@ -279,6 +310,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::plan::Head;
 
     fn plan() -> Plan {
         Plan::new("digits".parse().unwrap(), "digits@2".parse().unwrap())
@@ -293,6 +325,34 @@ mod tests {
             vec!["".parse().unwrap()],
         );
         assert_eq!(hand.check(), Ok(()));
+    }
+
+    #[test]
+    fn an_engine_pack_goes_into_its_own_slot_without_shadow_and_statistics() {
+        let plan = |slot: &str, bundle: &str| Plan {
+            rollout: Head {
+                slot: slot.parse().unwrap(),
+                ..Plan::new("digits".parse().unwrap(), bundle.parse().unwrap()).rollout
+            },
+            ..Plan::single_stage(
+                "digits".parse().unwrap(),
+                bundle.parse().unwrap(),
+                vec!["".parse().unwrap()],
+            )
+        };
+        assert_eq!(plan("engine/onnxruntime", "onnxruntime@1").check(), Ok(()));
+        for (slot, bundle) in [
+            ("onnxruntime", "onnxruntime@1"),
+            ("engine/onnxruntime", "digits@1"),
+            ("engine/other", "other@1"),
+        ] {
+            let wrong = plan(slot, bundle).check().unwrap_err();
+            assert_eq!(wrong[0].path, "rollout.slot", "{slot} {bundle}: {wrong:?}");
+        }
+        let whole = Plan::new("engine/onnxruntime".parse().unwrap(), "onnxruntime@1".parse().unwrap());
+        let wrong: Vec<_> = whole.check().unwrap_err().into_iter().map(|mistake| mistake.path).collect();
+        assert!(wrong.contains(&"stages[0].mode".to_owned()), "{wrong:?}");
+        assert!(wrong.contains(&"stages[1].gates".to_owned()), "{wrong:?}");
     }
 
     #[test]

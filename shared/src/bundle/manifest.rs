@@ -1,6 +1,9 @@
 //! The manifest: names every blob of a bundle by digest and size before the first byte is fetched.
 
-use super::PipelineSpec;
+use super::{
+    PipelineSpec,
+    engine::{self, EngineCard, Kind},
+};
 use crate::{
     digest::{BlobDigest, BundleDigest},
     ids::{BundleName, ModelName},
@@ -34,9 +37,16 @@ pub enum ManifestError {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub schema: u32,
+    #[serde(default, skip_serializing_if = "Kind::is_model")]
+    pub kind: Kind,
     pub model: ModelCard,
+    /// What an engine pack brings; absent in a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineCard>,
     /// The same model in one or more precisions; a device picks one it can run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<Artifact>,
+    #[serde(default, skip_serializing_if = "Interface::is_empty")]
     pub interface: Interface,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<Prediction>,
@@ -46,9 +56,11 @@ pub struct Manifest {
     /// Ordered operations around the model; absent: clients send what the model takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<PipelineSpec>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub golden: Vec<GoldenRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<BlobRef>,
+    #[serde(default, skip_serializing_if = "Limits::is_unset")]
     pub limits: Limits,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lineage: BTreeMap<String, String>,
@@ -101,10 +113,16 @@ pub struct Artifact {
 }
 
 /// The tensors of a model; what clients see, unless a pipeline stands around it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub inputs: Vec<TensorSpec>,
     pub outputs: Vec<TensorSpec>,
+}
+
+impl Interface {
+    fn is_empty(&self) -> bool {
+        self.inputs.is_empty() && self.outputs.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +154,7 @@ pub struct GoldenRef {
     pub atol: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory the probe may use for data in bytes (RLIMIT_DATA), engine included.
     pub peak_memory_bytes: u64,
@@ -144,6 +162,13 @@ pub struct Limits {
     pub p95_latency_ms: f64,
     /// Largest batch in rows that one request may carry.
     pub batch_max: usize,
+}
+
+impl Limits {
+    /// As in an engine pack. No model passes with it.
+    fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,9 +238,26 @@ impl Manifest {
             .iter()
             .map(|artifact| &artifact.blob)
             .chain(self.golden.iter().map(|golden| &golden.blob))
-            .chain(&self.baseline);
+            .chain(&self.baseline)
+            .chain(self.engine.iter().flat_map(|engine| &engine.libraries).map(|library| &library.blob));
         let mut seen = BTreeSet::new();
         all.filter(|blob| seen.insert(blob.digest)).collect()
+    }
+
+    /// The blobs that a device built for `target` fetches: of an engine pack its own library alone.
+    pub fn blobs_for(&self, target: Option<&str>) -> Vec<&BlobRef> {
+        match &self.engine {
+            Some(engine) => engine.library(target).map(|library| &library.blob).into_iter().collect(),
+            None => self.blobs(),
+        }
+    }
+
+    /// Those of [`blobs_for`](Self::blobs_for) that are opened to serve: models or the library.
+    pub fn loaded_blobs(&self, target: Option<&str>) -> Vec<&BlobRef> {
+        match &self.engine {
+            Some(_) => self.blobs_for(target),
+            None => self.artifacts.iter().map(|artifact| &artifact.blob).collect(),
+        }
     }
 
     /// What is wrong with the values, beyond their form. Empty if usable.
@@ -226,6 +268,17 @@ impl Manifest {
         };
         if self.model.counter == 0 {
             no("model.counter", "starts at 1".into());
+        }
+        for (field, reason) in engine::mistakes(self) {
+            no(field, reason);
+        }
+        for blob in self.blobs() {
+            if blob.size == 0 || blob.size > MAX_BLOB_BYTES {
+                no("size", format!("of {} is {}, not 1 to {MAX_BLOB_BYTES}", blob.digest, blob.size));
+            }
+        }
+        if self.kind == Kind::Engine {
+            return wrong; // what follows is about models
         }
         for (field, len, limit) in [
             ("artifacts", self.artifacts.len(), MAX_ENTRIES),
@@ -245,11 +298,6 @@ impl Manifest {
         for (index, artifact) in self.artifacts.iter().enumerate() {
             if artifact.format != "onnx" {
                 no(&format!("artifacts[{index}].format"), format!("is `{}`, not `onnx`", artifact.format));
-            }
-        }
-        for blob in self.blobs() {
-            if blob.size == 0 || blob.size > MAX_BLOB_BYTES {
-                no("size", format!("of {} is {}, not 1 to {MAX_BLOB_BYTES}", blob.digest, blob.size));
             }
         }
         for (side, tensors) in [("inputs", &self.interface.inputs), ("outputs", &self.interface.outputs)] {
@@ -303,6 +351,8 @@ pub(crate) mod tests {
         let blob = |text: &str| BlobRef { digest: BlobDigest::of(text.as_bytes()), size: text.len() as u64 };
         Manifest {
             schema: SCHEMA,
+            kind: Kind::Model,
+            engine: None,
             model: ModelCard {
                 name: "digits".parse().unwrap(),
                 counter: 1,

@@ -2,11 +2,14 @@
 //!
 //! [`manifest`] is what the digest of a bundle covers, [`pipeline`] its section on what happens around the
 //! model, [`golden`] the samples that prove on each device that it still computes what its author saw.
+//! An [`engine`] pack travels the same way, with a library in place of a model.
 
+pub mod engine;
 pub mod golden;
 pub mod manifest;
 pub mod pipeline;
 
+pub use engine::{EngineCard, Kind, Library};
 pub use golden::{GoldenError, GoldenSample};
 pub use manifest::{
     Artifact, BlobRef, Compat, GoldenRef, Interface, Limits, Manifest, ManifestError, ModelCard, Precision,

@@ -7,6 +7,7 @@ mod bad_sessions;
 mod clients;
 mod clocks;
 mod controllers;
+mod engine_packs;
 mod enrolment;
 mod external_broker;
 mod links;

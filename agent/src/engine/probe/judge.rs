@@ -46,6 +46,27 @@ pub(super) struct Judgement {
 
 /// `samples` golden samples were asked for.
 pub(super) fn judge(ended: &Ended, limits: &Limits, samples: usize) -> Judgement {
+    let (mut judgement, done) = heard(ended);
+    if let Some(done) = done {
+        judgement.failure = done.failure.clone().or_else(|| beyond(&done, limits, samples));
+        judgement.golden = done.golden;
+        judgement.operators = done.operators;
+        judgement.measured = done.measured;
+    }
+    judgement
+}
+
+/// A library was to be opened.
+pub(super) fn judge_library(ended: &Ended) -> Judgement {
+    let (mut judgement, done) = heard(ended);
+    if let Some(done) = done {
+        judgement.failure = done.failure;
+    }
+    judgement
+}
+
+/// What the child came to, or in the judgement why it came to nothing.
+fn heard(ended: &Ended) -> (Judgement, Option<Outcome>) {
     let mut judgement = Judgement::default();
     let mut doing = "starting".to_owned();
     let mut done: Option<Outcome> = None;
@@ -71,18 +92,14 @@ pub(super) fn judge(ended: &Ended, limits: &Limits, samples: usize) -> Judgement
         death(ended, &doing, judgement.engine.is_some())
     };
     if judgement.failure.is_some() {
-        return judgement;
+        return (judgement, None);
     }
-    let Some(done) = done.filter(|_| !nonsense) else {
+    let done = done.filter(|_| !nonsense);
+    if done.is_none() {
         let text = format!("the probe ended while {doing}, without a verdict that can be read");
         judgement.failure = Some(failure(RefusalCode::ProbeCrashed, text));
-        return judgement;
-    };
-    judgement.failure = done.failure.clone().or_else(|| beyond(&done, limits, samples));
-    judgement.golden = done.golden;
-    judgement.operators = done.operators;
-    judgement.measured = done.measured;
-    judgement
+    }
+    (judgement, done)
 }
 
 /// What a child that compared engines said, or what it died of.

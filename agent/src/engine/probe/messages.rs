@@ -37,6 +37,8 @@ pub(super) struct Bounds {
 pub(super) enum Task {
     Test(Test),
     Compare(Compare),
+    /// Open the library of the request and let it compute something.
+    Open,
     Attempt(Vec<Attempt>),
 }
 

@@ -10,7 +10,8 @@
 //! An engine that is a library is opened by the child, behind walls of its own: it may read system
 //! libraries and the processor's description, nothing else, and none of that once it stands. So neither
 //! the model nor the library is trusted before the child has come through. The child can also let several
-//! engines take turns at one input, to compare their speed.
+//! engines take turns at one input, to compare their speed. Of an engine pack it opens the library, and lets
+//! it compute something.
 //!
 //! The child is this same program, run again as `probe-worker`. What the kernel cannot enforce is named
 //! in the verdict's [`Confinement`](edgefleet_shared::probe::Confinement).
@@ -21,6 +22,7 @@ mod confine;
 mod files;
 mod judge;
 mod messages;
+mod pack;
 mod supervisor;
 mod sys;
 mod worker;

@@ -9,7 +9,7 @@ use super::{
     messages::{
         self, Bounds, Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Request, Task, Test,
     },
-    sys,
+    pack, sys,
 };
 use crate::engine::{
     choose_artifact,
@@ -53,7 +53,11 @@ pub(super) fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict 
         Ok(manifest) => manifest,
         Err(wrong) => return verdict(&bytes, None, lost(unparsable(&wrong))),
     };
-    let judgement = test(bundle, &manifest, options).unwrap_or_else(lost);
+    let judgement = match &manifest.engine {
+        Some(card) => pack::test(bundle, &manifest, card, options),
+        None => test(bundle, &manifest, options),
+    };
+    let judgement = judgement.unwrap_or_else(lost);
     verdict(&bytes, Some(&manifest), judgement)
 }
 
@@ -294,14 +298,19 @@ pub(super) fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Resul
 }
 
 /// What the child must be given besides its task.
-struct Needs {
-    data_bytes: u64,
-    library: Option<PathBuf>,
-    threaded: bool,
+pub(super) struct Needs {
+    pub(super) data_bytes: u64,
+    pub(super) library: Option<PathBuf>,
+    pub(super) threaded: bool,
 }
 
 /// Runs the child to its end, whatever it does.
-fn spawn(task: Task, needs: Needs, files: &[File], options: &ProbeOptions) -> Result<Ended, String> {
+pub(super) fn spawn(
+    task: Task,
+    needs: Needs,
+    files: &[File],
+    options: &ProbeOptions,
+) -> Result<Ended, String> {
     let Needs { data_bytes, library, threaded } = needs;
     let cpu_seconds = options.time_limit.as_secs().saturating_add(2); // the wall clock comes first
     // Threads use the processor side by side.

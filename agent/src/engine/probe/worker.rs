@@ -75,6 +75,7 @@ fn work() -> Result<(), String> {
         Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. }) => {
             engines.library_facts()
         }
+        Task::Open => engines.library_facts(),
         _ => EngineFacts { name: engines.tract.name().into(), version: engines.tract.version().into() },
     };
     say(&Event::Ready { protocol: PROBE_PROTOCOL, engine, confinement })?;
@@ -92,6 +93,7 @@ fn work() -> Result<(), String> {
             }
             say(&Event::Done(outcome))
         }
+        Task::Open => say(&Event::Done(Outcome { failure: engines.fault(), ..Outcome::default() })),
         Task::Compare(task) => match compare(&engines, &task) {
             Ok(comparison) => say(&Event::Compared(comparison)),
             Err(failure) => say(&Event::Done(Outcome { failure: Some(failure), ..Outcome::default() })),
@@ -105,7 +107,7 @@ fn descriptors(task: &Task) -> Vec<RawFd> {
         Task::Compare(task) => {
             task.contestants.iter().map(|one| one.model.fd).chain([task.golden.blob.fd]).collect()
         }
-        Task::Attempt(_) => vec![],
+        Task::Open | Task::Attempt(_) => vec![],
     }
 }
 
@@ -125,6 +127,19 @@ impl Opened {
             Some(Err(_)) | None => "unknown",
         };
         EngineFacts { name: onnxruntime::NAME.into(), version: version.into() }
+    }
+
+    /// Why the library of an engine pack is of no use.
+    fn fault(&self) -> Option<ProbeFailure> {
+        match &self.library {
+            Some(Ok(_)) => None,
+            // It is the pack's own fault, not that of the device.
+            Some(Err(error)) if error.code == RefusalCode::ProbeUnavailable => {
+                Some(failure(RefusalCode::ModelInvalid, error.message.clone()))
+            }
+            Some(Err(error)) => Some(refused(error.clone())),
+            None => Some(failure(RefusalCode::ProbeUnavailable, "no engine library was named".into())),
+        }
     }
 
     pub(super) fn load(

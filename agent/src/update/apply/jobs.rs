@@ -99,6 +99,10 @@ impl Updater {
     pub(super) fn fetch_manifest(&mut self, slot: &SlotName, ticket: u64, bundle: Bundle) {
         let (fetcher, tx, name) = (self.fetcher.clone(), self.internal.0.clone(), slot.clone());
         self.job(slot, ticket, async move {
+            if !name.takes(&bundle.name.model) {
+                let said = format!("`{}` does not belong into slot `{name}`", bundle.name);
+                return tell(&tx, name, ticket, Err(Problem::new(RefusalCode::NoArtifact, said)));
+            }
             let meter = meter(&tx, &name, ticket);
             let result = fetcher.manifest(&bundle, &meter).await;
             fetched(&tx, &name, ticket, &meter);

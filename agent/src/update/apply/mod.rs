@@ -246,7 +246,10 @@ impl Updater {
     /// Serves what the markers say, before any network: call it before the link starts. A bundle
     /// whose three starts failed goes back to the one before here.
     pub async fn start(&mut self) {
-        for slot in self.doc.slots.keys().cloned().collect::<Vec<_>>() {
+        // Engines first: what runs on one is loaded with it.
+        let (engines, models): (Vec<SlotName>, _) =
+            self.doc.slots.keys().cloned().partition(SlotName::is_engine);
+        for slot in engines.into_iter().chain::<Vec<_>>(models) {
             let wanted = self.doc.slots.get(&slot).and_then(|state| state.wanted.as_ref());
             if let Some(wanted) = wanted {
                 self.world.host.thresholds(&slot, wanted.thresholds.clone());

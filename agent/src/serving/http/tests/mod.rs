@@ -84,6 +84,8 @@ pub(in crate::serving) fn manifest(
 ) -> Manifest {
     Manifest {
         schema: 1,
+        kind: Default::default(),
+        engine: None,
         model: ModelCard {
             name: name.parse().unwrap(),
             counter,

@@ -120,6 +120,19 @@ async fn a_release_that_no_publisher_signed_is_refused_before_its_manifest_is_fe
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_model_in_the_slot_of_an_engine_is_refused_before_its_manifest_is_fetched() {
+    let mut rig = Rig::new();
+    let one = rig.publish(1, 90_000);
+    rig.start().await;
+    rig.desire(1, &[("engine/onnxruntime", &one.assigned)]).await;
+    let report = rig.until_phase("engine/onnxruntime", 1, Phase::Incompatible).await;
+    let error = report.slots.values().next().unwrap().last_error.clone().unwrap();
+    assert_eq!(error.code, RefusalCode::NoArtifact);
+    assert!(error.message.contains("`digits@1` does not belong into slot"), "{}", error.message);
+    assert_eq!(rig.outside.asked.lock().len(), 1, "only the release was asked for");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sick_bundle_goes_back_without_the_network() {
     let mut rig = Rig::new();
     let (one, two) = (rig.publish(1, 90_000), rig.publish(2, 90_000));
