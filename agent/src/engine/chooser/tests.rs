@@ -113,6 +113,24 @@ fn the_budget_bounds_the_time_but_never_below_one_round() {
     assert_eq!(rounds.times().iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
 }
 
+#[test]
+fn slow_ones_warm_up_less_and_where_that_takes_all_the_time_it_counts() {
+    let budget = Budget { warm_up: 3, most: 50, time: Duration::from_secs(2) };
+    for (micros, spent_ms, counted) in [
+        // Three rounds of warming up, then to the end of the time.
+        ([10_000, 10_000], 2_000, 97),
+        // More than a quarter: one.
+        ([400_000, 200_000], 2_400, 3),
+        // All of it: no other.
+        ([1_500_000, 700_000], 2_200, 1),
+    ] {
+        let budget = Budget { most: 200, ..budget };
+        let rounds = contest(&micros, budget);
+        let counts: Vec<usize> = rounds.times().iter().map(Vec::len).collect();
+        assert_eq!((rounds.spent().as_millis(), counts), (spent_ms, vec![counted; 2]), "{micros:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn turns_alternate_and_all_run_equally_often(
