@@ -349,6 +349,17 @@ mod tests {
             let wrong = plan(slot, bundle).check().unwrap_err();
             assert_eq!(wrong[0].path, "rollout.slot", "{slot} {bundle}: {wrong:?}");
         }
+        // As docs/engines.md has it.
+        let staged: Plan = serde_json::from_value(serde_json::json!({
+            "rollout": { "slot": "engine/onnxruntime", "bundle": "onnxruntime@2" },
+            "stages": [
+                { "name": "first", "size": 10, "soak": "24h", "gates": ["hard"] },
+                { "name": "tenth", "size": "10%", "soak": "24h" },
+                { "name": "all", "size": "100%", "dynamic": true },
+            ],
+        }))
+        .unwrap();
+        assert_eq!(staged.check(), Ok(()));
         let whole = Plan::new("engine/onnxruntime".parse().unwrap(), "onnxruntime@1".parse().unwrap());
         let wrong: Vec<_> = whole.check().unwrap_err().into_iter().map(|mistake| mistake.path).collect();
         assert!(wrong.contains(&"stages[0].mode".to_owned()), "{wrong:?}");
