@@ -1,7 +1,7 @@
 //! Which bundle answers for each slot. Switching is one pointer swap: a request keeps the bundle it
 //! began with, so none is dropped, delayed or mixed.
 
-use super::{shadow::Shadow, state::ServingConfig, stats::Stats};
+use super::{oip::response::ResponseParameters, shadow::Shadow, state::ServingConfig, stats::Stats};
 use crate::{
     engine::{LoadedModel, pool::Batching, setup::EngineName},
     monitor::{ClassReader, Monitor, Recorder, Subject},
@@ -48,6 +48,9 @@ pub struct Active {
     /// `bundle` and `attempt` as responses carry them.
     pub bundle_text: String,
     pub attempt_text: String,
+    is_batched: bool,
+    /// Most rows of several requests in one pass; 1 runs each alone.
+    joins: usize,
     /// Dropped with the last holder; that is how [`SlotTable::drained`] learns of it.
     _drained: watch::Sender<()>,
 }
@@ -61,22 +64,21 @@ impl Active {
     }
     /// How requests for it may run together; `None` if one at a time.
     pub(super) fn batching(&self, config: &ServingConfig) -> Option<Batching> {
-        let rows = config.batch_rows.min(self.served.manifest.limits.batch_max);
-        // Off for most devices: then nothing is looked at.
-        if rows <= 1 || !self.is_batched() {
-            return None;
-        }
-        // Rows of several clients are no sequence.
-        let pipeline = self.served.manifest.pipeline.as_ref();
-        let in_time =
-            pipeline.is_some_and(|pipeline| pipeline.post.iter().any(|step| step.op.is_over_time()));
-        (!in_time).then_some(Batching { rows, delay: config.batch_delay })
+        let rows = config.batch_rows.min(self.joins);
+        (rows > 1).then_some(Batching { rows, delay: config.batch_delay })
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {
-        let interface = &self.served.manifest.interface;
-        let free = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
-        interface.inputs.iter().chain(&interface.outputs).all(free)
+        self.is_batched
+    }
+    /// What its answers say of it.
+    pub(super) fn parameters(
+        &self,
+        prediction_id: Option<String>,
+        prediction_count: Option<usize>,
+    ) -> ResponseParameters<'_> {
+        let (bundle, attempt) = (&self.bundle_text, &self.attempt_text);
+        ResponseParameters { bundle, attempt, prediction_id, prediction_count }
     }
 }
 
@@ -112,7 +114,16 @@ impl SlotTable {
             classes: Arc::new(served.manifest.labels.as_slice().into()),
         };
         let (drained, finished) = watch::channel(());
+        let manifest = &served.manifest;
+        let free = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
+        let is_batched = manifest.interface.inputs.iter().chain(&manifest.interface.outputs).all(free);
+        // Rows of several clients are no sequence.
+        let in_time = manifest.pipeline.iter().flat_map(|pipeline| &pipeline.post);
+        let in_time = in_time.into_iter().any(|step| step.op.is_over_time());
+        let joins = if is_batched && !in_time { manifest.limits.batch_max } else { 1 };
         let active = Arc::new(Active {
+            is_batched,
+            joins,
             recorder: self.0.monitor.watch(subject),
             stats: Stats::default(),
             classes: ClassReader::new(&served.manifest),
