@@ -115,6 +115,8 @@ pub struct Config {
     pub batch: usize,
     /// Longest time that the first of them waits for others.
     pub batch_delay: Duration,
+    pub write_timeout: Duration,
+    pub idle_timeout: Duration,
     /// Bytes of answers remembered for inputs that come again.
     pub cache: u64,
     /// Whether metrics also go by Triton's names.
@@ -163,6 +165,12 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("serving.queue", "64", "requests that may wait for an inference thread"),
     ("serving.batch", "1", "most rows of requests that run together, for models with a free first dimension"),
     ("serving.batch_delay", "0s", "longest time that a request waits for others to run with"),
+    (
+        "serving.write_timeout",
+        "60s",
+        "longest time that a client takes nothing of its answer; then its connection is closed",
+    ),
+    ("serving.idle_timeout", "5m", "time after which an HTTP/2 connection without a call is closed"),
     ("serving.cache", "0B", "memory for answers to inputs that come again; only for models without chance"),
     ("probe.memory_headroom", "32MiB", "memory a bundle under test may use beyond its declared peak"),
     ("probe.timeout", "60s", "time a bundle under test may take"),
@@ -411,6 +419,9 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     let batch_delay = raw.take("serving.batch_delay", wrong, |text| {
         duration_within(text, Duration::ZERO, Duration::from_secs(1))
     });
+    let patience = |text: &str| duration_within(text, Duration::from_secs(1), Duration::from_secs(86_400));
+    let write_timeout = raw.take("serving.write_timeout", wrong, patience);
+    let idle_timeout = raw.take("serving.idle_timeout", wrong, patience);
     let cache = raw.take("serving.cache", wrong, |text| bytes_within(text, 0, 1 << 34));
     let triton_metrics = raw.take("metrics.triton_names", wrong, truth);
     let probe_memory_headroom =
@@ -462,6 +473,8 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         queue: queue?,
         batch: batch?,
         batch_delay: batch_delay?,
+        write_timeout: write_timeout?,
+        idle_timeout: idle_timeout?,
         cache: cache?,
         triton_metrics: triton_metrics?,
         probe_memory_headroom: probe_memory_headroom?,

@@ -58,9 +58,23 @@ pub enum Source {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
-    Mqtt { broker: Broker, topic: String, qos: Qos, retain: bool },
-    File { path: PathBuf, rotate_bytes: u64, keep: usize },
-    Directory { path: PathBuf },
+    Mqtt {
+        broker: Broker,
+        topic: String,
+        qos: Qos,
+        retain: bool,
+    },
+    File {
+        path: PathBuf,
+        rotate_bytes: u64,
+        keep: usize,
+    },
+    /// Beyond so many files or bytes the oldest go.
+    Directory {
+        path: PathBuf,
+        keep: usize,
+        keep_bytes: u64,
+    },
     Stdout,
     None,
 }
@@ -117,7 +131,7 @@ impl fmt::Display for Sink {
         match self {
             Self::Mqtt { broker, topic, .. } => write!(f, "mqtt {broker} {topic}"),
             Self::File { path, .. } => write!(f, "file {}", path.display()),
-            Self::Directory { path } => write!(f, "directory {}", path.display()),
+            Self::Directory { path, .. } => write!(f, "directory {}", path.display()),
             Self::Stdout => f.write_str("stdout"),
             Self::None => f.write_str("none"),
         }

@@ -40,6 +40,8 @@ pub(super) struct Counts {
     failed: AtomicU64,
     dropped: AtomicU64,
     undelivered: AtomicU64,
+    /// Answers that made place for newer ones in their folder.
+    removed: AtomicU64,
     pub(super) queued: AtomicUsize,
     source: Reach,
     sink: Reach,
@@ -60,6 +62,7 @@ impl Counts {
             failed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
+            removed: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             source: Reach::default(),
             sink: Reach::default(),
@@ -125,6 +128,9 @@ impl Counts {
     pub(super) fn dropped(&self, n: u64) {
         self.dropped.fetch_add(n, Ordering::Relaxed);
     }
+    pub(super) fn removed(&self, n: u64) {
+        self.removed.fetch_add(n, Ordering::Relaxed);
+    }
 
     /// For the end of a source that ends.
     pub(super) fn report(&self) -> String {
@@ -166,6 +172,7 @@ impl Counts {
             "failed": failed,
             "dropped": dropped,
             "undelivered": undelivered,
+            "removed": self.removed.load(Ordering::Relaxed),
             "queued": self.queued.load(Ordering::Relaxed),
             "last_error": *self.last_error.lock(),
             "total_ms": {"p50": self.quantile_ms(0.5), "p99": self.quantile_ms(0.99)},
@@ -191,7 +198,7 @@ impl StatusProvider for BindingStatus {
             return vec![];
         }
         let mut inputs = Vec::new();
-        let (mut queued, mut up) = (Vec::new(), Vec::new());
+        let (mut queued, mut up, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for (binding, counts) in &self.0 {
             let labels = || vec![("binding", binding.name.clone())];
             let [_, answered, failed, dropped, undelivered] = counts.numbers();
@@ -205,6 +212,9 @@ impl StatusProvider for BindingStatus {
                 inputs.push(([labels(), vec![("outcome", outcome.to_owned())]].concat(), count as f64));
             }
             queued.push((labels(), counts.queued.load(Ordering::Relaxed) as f64));
+            if let Sink::Directory { .. } = binding.sink {
+                removed.push((labels(), counts.removed.load(Ordering::Relaxed) as f64));
+            }
             let both = [&counts.source, &counts.sink].iter().all(|reach| reach.up.load(Ordering::Relaxed));
             up.push((labels(), f64::from(u8::from(both))));
         }
@@ -218,6 +228,11 @@ impl StatusProvider for BindingStatus {
                 name: "edgefleet_binding_queue_inputs",
                 help: "Inputs of a binding that wait for the model.",
                 lines: queued,
+            },
+            Family {
+                name: "edgefleet_binding_answers_removed_total",
+                help: "Answers in a binding's folder that were removed for newer ones.",
+                lines: removed,
             },
             Family {
                 name: "edgefleet_binding_up",

@@ -58,6 +58,11 @@ impl Queue {
         inner.items.is_empty() || inner.items.len() < self.places && fits
     }
 
+    /// Drops the oldest. Whether there was one.
+    pub(super) fn drop_oldest(&self) -> bool {
+        self.inner.lock().take().is_some()
+    }
+
     /// Adds an item; returns how many older ones had to go.
     pub(super) fn push(&self, item: Item) -> u64 {
         let mut dropped = 0;

@@ -382,7 +382,13 @@ fn sink_of(section: &mut Section<'_, '_>, source: Option<&Source>) -> Option<Sin
             let keep = optional_or(section, "keep", 4, |text| number_within(text, 0, 100));
             Some(Sink::File { path: path?, rotate_bytes: rotate_bytes?, keep: keep? })
         }
-        Kind::Directory => Some(Sink::Directory { path: section.required("path", path)? }),
+        Kind::Directory => {
+            let path = section.required("path", path);
+            let keep = optional_or(section, "keep", 10_000, |text| number_within(text, 1, 100_000));
+            let keep_bytes =
+                optional_or(section, "keep_bytes", 1 << 30, |text| bytes_within(text, 1 << 10, 1 << 40));
+            Some(Sink::Directory { path: path?, keep: keep?, keep_bytes: keep_bytes? })
+        }
         Kind::Stdout => Some(Sink::Stdout),
         _ => Some(Sink::None),
     }
@@ -407,7 +413,7 @@ fn circle(source: &Source, sink: &Sink, [slot, binding]: [&str; 2]) -> Option<St
             let same = (&from.host, from.port) == (&to.host, to.port) && matches(&plain, filter);
             same.then(|| format!("`{topic}` is a topic of its source, `{filter}`"))
         }
-        (Source::Directory { path: from, .. }, Sink::Directory { path: to }) => {
+        (Source::Directory { path: from, .. }, Sink::Directory { path: to, .. }) => {
             same_folder(from, to).then(|| format!("`{}` is the folder of its source", to.display()))
         }
         (Source::Directory { path: from, .. }, Sink::File { path: to, .. }) => {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::serving::{
     http::ServingState,
-    local::{AskError, Body, ask},
+    local::{AskError, Body, Room, ask},
 };
 use bytes::Bytes;
 use serde_json::json;
@@ -57,6 +57,12 @@ impl Worker {
 
     pub(super) fn counts(&self) -> &Arc<Counts> {
         &self.counts
+    }
+
+    /// Memory for inputs, out of what all requests may hold; without any, why.
+    pub(super) fn rooms(&self) -> impl Fn(usize) -> Result<Room, String> + Send + Sync + use<> {
+        let state = self.state.clone();
+        move |bytes| Room::of(&state, bytes).map_err(|refusal| refusal.to_string())
     }
 
     /// A payload as the binding takes it.

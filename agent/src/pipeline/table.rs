@@ -27,6 +27,10 @@ pub(super) fn concat(parts: &[Kind]) -> Built {
                 if held(*first) != held(datatype) || !alike {
                     return Err(format!("cannot join {first} {lead:?} + columns with {part}"));
                 }
+                // Numbers are held alike, but not every one is a truth value.
+                if (*first == Datatype::Bool) != (datatype == Datatype::Bool) {
+                    return Err(format!("cannot join {first} columns with {part}; put `cast` before it"));
+                }
             }
             None => whole = Some((datatype, rest.to_vec())),
         }

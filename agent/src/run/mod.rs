@@ -230,6 +230,8 @@ impl Agent {
             triton_metrics: config.triton_metrics,
             batch_rows: config.batch,
             batch_delay: config.batch_delay,
+            write_timeout: config.write_timeout,
+            idle_timeout: config.idle_timeout,
             cache_bytes: usize::try_from(config.cache).unwrap_or(usize::MAX),
             ..ServingConfig::default()
         };

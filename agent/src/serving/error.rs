@@ -48,6 +48,7 @@ impl From<OipError> for ApiError {
         match error {
             OipError::Bad(message) => Self::bad(message),
             OipError::Unsupported(message) => Self::unsupported(message),
+            OipError::Forbidden(message) => Self::new(StatusCode::FORBIDDEN, message),
             OipError::Busy(message) => Self::busy(message, Duration::from_secs(1)),
             OipError::Model(message) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }

@@ -6,11 +6,7 @@ use super::{
     error::ApiError,
     flight::{Answered, Failed, InFlight, bad, run},
     http::body::OFF_THREAD,
-    oip::{
-        InferRequest, InferResponse, NoMemory,
-        compact::Compact,
-        response::{ResponseParameters, deliver},
-    },
+    oip::{InferRequest, InferResponse, compact::Compact, json::MOST_PER_BYTE, response::deliver},
     state::ServingState,
 };
 use crate::monitor::Outcome;
@@ -72,7 +68,27 @@ impl From<ApiError> for AskError {
     }
 }
 
-/// Asks the model of `slot`. `id` names the input in the answer unless the request has an id of its own.
+/// Memory for an input of this program, out of what all requests may hold.
+pub struct Room(Share);
+
+impl Room {
+    /// To be asked before `bytes` are read, or kept.
+    ///
+    /// # Errors
+    /// [`AskError::Busy`] if there is none.
+    pub fn of(state: &ServingState, bytes: usize) -> Result<Self, AskError> {
+        let mut share = Share::new(state);
+        share.grow(bytes)?;
+        Ok(Self(share))
+    }
+
+    /// What was read; it keeps the room until nobody holds any of it.
+    pub fn hold(self, bytes: Bytes) -> Bytes {
+        self.0.hold(vec![bytes]).swap_remove(0)
+    }
+}
+
+/// Asks the model of `slot`; `body` has its [`Room`] already, and the answer brings its own. `id` names the input in the answer unless the request has an id of its own.
 ///
 /// # Errors
 /// [`AskError`]; what failed is counted as it is for clients.
@@ -111,7 +127,6 @@ async fn answer(
         return Err(bad(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why)));
     }
     let mut share = Share::new(state);
-    share.grow(found).map_err(bad)?;
     let (active, received) = (flight.active.clone(), Instant::now());
     let parsing = active.clone();
     let parse = move || {
@@ -121,9 +136,10 @@ async fn answer(
         };
         let manifest = &parsing.served.manifest;
         let (interface, batch_max) = (&manifest.interface, manifest.limits.batch_max);
-        Ok::<_, ApiError>(InferRequest::parse(bytes, header_length, interface, batch_max, &mut NoMemory)?)
+        let request = InferRequest::parse(bytes, header_length, interface, batch_max, &mut share)?;
+        Ok::<_, ApiError>((request, share))
     };
-    let request = run(found > OFF_THREAD, parse).await.map_err(bad)?;
+    let (request, mut share) = run(found > OFF_THREAD, parse).await.map_err(bad)?;
     flight.spent.input = received.elapsed();
 
     let InferRequest { id, inputs, outputs: mut wanted, urgency } = request;
@@ -133,23 +149,19 @@ async fn answer(
 
     let answered = Instant::now();
     let total: usize = outputs.iter().map(|tensor| tensor.data().len()).sum();
+    share.become_of(total.saturating_mul(MOST_PER_BYTE)).map_err(bad)?;
     let (writing, slot) = (active, slot.to_owned());
     let write = move || {
         let served = &writing.served;
         let delivered =
-            deliver(&outputs, &wanted, writing.is_batched(), &served.manifest.labels, &mut NoMemory)?;
+            deliver(&outputs, &wanted, writing.is_batched(), &served.manifest.labels, &mut share)?;
         let json = match form {
             Form::Response => {
                 let response = InferResponse {
                     model_name: &slot,
                     model_version: served.bundle.counter.to_string(),
                     id: id.as_deref(),
-                    parameters: ResponseParameters {
-                        bundle: &writing.bundle_text,
-                        attempt: &writing.attempt_text,
-                        prediction_id,
-                        prediction_count,
-                    },
+                    parameters: writing.parameters(prediction_id, prediction_count),
                 };
                 response.write(&delivered)?.chunks.swap_remove(0) // nothing is binary: it is the only one
             }
@@ -165,8 +177,8 @@ async fn answer(
                 compact.write(&classes.unwrap_or_default(), labels, &delivered)?.into()
             }
         };
-        drop(share);
-        Ok(json)
+        share.become_of(json.len())?;
+        Ok(share.hold(vec![json]).swap_remove(0))
     };
     let json = run(total > OFF_THREAD / 4, write).await.map_err(bad)?;
     flight.spent.output = answered.elapsed();

@@ -22,4 +22,6 @@ pub mod slots;
 mod state;
 pub mod stats;
 
+#[cfg(test)]
+pub(crate) use http::tests::state as state_for_tests;
 pub use slots::{ServedBundle, SlotTable};

@@ -1,7 +1,7 @@
 //! Which bundle answers for each slot. Switching is one pointer swap: a request keeps the bundle it
 //! began with, so none is dropped, delayed or mixed.
 
-use super::{shadow::Shadow, state::ServingConfig, stats::Stats};
+use super::{oip::response::ResponseParameters, shadow::Shadow, state::ServingConfig, stats::Stats};
 use crate::{
     engine::{
         LoadedModel,
@@ -52,6 +52,9 @@ pub struct Active {
     /// `bundle` and `attempt` as responses carry them.
     pub bundle_text: String,
     pub attempt_text: String,
+    is_batched: bool,
+    /// Most rows of several requests in one pass; 1 runs each alone.
+    joins: usize,
     /// Dropped with the last holder; that is how [`SlotTable::drained`] learns of it.
     _drained: watch::Sender<()>,
 }
@@ -65,14 +68,21 @@ impl Active {
     }
     /// How requests for it may run together; `None` if one at a time.
     pub(super) fn batching(&self, config: &ServingConfig) -> Option<Batching> {
-        let manifest = &self.served.manifest;
-        let (limits, seen) = (&manifest.limits, &manifest.interface);
-        let rows = rows_together(config.batch_rows, limits, seen, manifest.pipeline.as_ref());
+        let rows = config.batch_rows.min(self.joins);
         (rows > 1).then_some(Batching { rows, delay: config.batch_delay })
     }
     /// Whether every tensor begins with a free dimension, the batch.
     pub fn is_batched(&self) -> bool {
-        is_batched(&self.served.manifest.interface)
+        self.is_batched
+    }
+    /// What its answers say of it.
+    pub(super) fn parameters(
+        &self,
+        prediction_id: Option<String>,
+        prediction_count: Option<usize>,
+    ) -> ResponseParameters<'_> {
+        let (bundle, attempt) = (&self.bundle_text, &self.attempt_text);
+        ResponseParameters { bundle, attempt, prediction_id, prediction_count }
     }
 }
 
@@ -108,7 +118,13 @@ impl SlotTable {
             classes: Arc::new(served.manifest.labels.as_slice().into()),
         };
         let (drained, finished) = watch::channel(());
+        let manifest = &served.manifest;
+        let is_batched = is_batched(&manifest.interface);
+        let pipeline = manifest.pipeline.as_ref();
+        let joins = rows_together(usize::MAX, &manifest.limits, &manifest.interface, pipeline);
         let active = Arc::new(Active {
+            is_batched,
+            joins,
             recorder: self.0.monitor.watch(subject),
             stats: Stats::default(),
             classes: ClassReader::new(&served.manifest),

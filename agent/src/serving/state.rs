@@ -23,7 +23,8 @@ use std::{
 pub struct ServingConfig {
     /// Largest request body, compressed or not.
     pub body_limit_bytes: usize,
-    /// Largest sum of all bodies being read or answered at one time; beyond it 503.
+    /// Largest sum of all bodies being read or answered at one time, and of what HTTP/2 connections may send ahead of
+    /// their readers; beyond it 503.
     pub body_budget_bytes: usize,
     /// Open connections for each listener; one more is answered 503 and closed.
     pub max_connections: usize,
@@ -33,6 +34,10 @@ pub struct ServingConfig {
     pub body_pause: Duration,
     /// Longest time for a whole body.
     pub body_timeout: Duration,
+    /// Longest time without a byte that a client takes of its answer; then its connection is closed.
+    pub write_timeout: Duration,
+    /// An HTTP/2 connection without a call is closed after it; HTTP/1 has `header_timeout`.
+    pub idle_timeout: Duration,
     /// At shutdown, for requests in flight.
     pub drain_timeout: Duration,
     /// Host names clients may use besides loopback and the address they connected to.
@@ -62,6 +67,8 @@ impl Default for ServingConfig {
             header_timeout: Duration::from_secs(30),
             body_pause: Duration::from_secs(10),
             body_timeout: Duration::from_secs(120),
+            write_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(5),
             host_names: Vec::new(),
             local_token: None,
@@ -91,6 +98,8 @@ pub(super) struct Shared {
     pub(super) stopping: AtomicBool,
     pub(super) started: Instant,
     pub(super) body_bytes: AtomicUsize,
+    /// Of all HTTP/2 connections.
+    pub(super) window_bytes: AtomicUsize,
     pub(super) connections: AtomicUsize,
     /// Answers by status code; the codes are ours, so their number is bounded.
     pub(super) responses: RwLock<BTreeMap<u16, AtomicU64>>,
@@ -118,6 +127,7 @@ impl ServingState {
             stopping: AtomicBool::new(false),
             started: Instant::now(),
             body_bytes: AtomicUsize::new(0),
+            window_bytes: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             responses: RwLock::default(),
             refused_connections: AtomicU64::new(0),

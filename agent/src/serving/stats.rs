@@ -37,6 +37,13 @@ pub struct Timed {
     pub ns: u64,
 }
 
+impl BatchStats {
+    /// As the protocol names them; the first has the number 2.
+    pub fn times(&self) -> [(&'static str, Timed); 3] {
+        [("compute_input", self.input), ("compute_infer", self.infer), ("compute_output", self.output)]
+    }
+}
+
 impl Timed {
     fn add(&mut self, time: Duration) {
         self.count += 1;
@@ -92,6 +99,21 @@ impl Totals {
             self.pass_at = (self.pass_at + 1) % RECENT;
         }
     }
+
+    /// The times as the protocol names and, counting from 1, numbers them.
+    pub fn times(&self) -> [(&'static str, Timed); 8] {
+        [
+            ("success", self.success),
+            ("fail", self.fail),
+            ("queue", self.queue),
+            ("compute_input", self.input),
+            ("compute_infer", self.infer),
+            ("compute_output", self.output),
+            ("cache_hit", self.cache_hit),
+            ("cache_miss", self.cache_miss),
+        ]
+    }
+
     fn remember(&mut self, total: Duration) {
         let us = u32::try_from(total.as_micros()).unwrap_or(u32::MAX);
         if self.recent_us.len() < RECENT {

@@ -3,10 +3,13 @@
 use super::DeliverError;
 use crate::store::files;
 use std::{
-    fs::{self, File, OpenOptions},
+    collections::BinaryHeap,
+    ffi::OsString,
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 /// Rights of what is written.
@@ -89,16 +92,25 @@ impl RotatedFile {
 /// One file an answer, complete from the moment it has its name.
 pub(super) struct AnswerFolder {
     path: PathBuf,
+    keep: usize,
+    keep_bytes: u64,
+    /// Files and bytes that are there, as far as is known; others may have taken some away. `None`: not looked yet.
+    known: Option<(usize, u64)>,
     /// Within this run, for answers whose input has no name, or one that is taken.
     sequence: u64,
 }
 
+/// Room that is made beyond what is needed, one part in so many: else every answer would look through the folder.
+const SPARE: usize = 16;
+
 impl AnswerFolder {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, sequence: 0 }
+    /// At most `keep` answers of together `keep_bytes`.
+    pub(super) fn new(path: PathBuf, keep: usize, keep_bytes: u64) -> Self {
+        Self { path, keep, keep_bytes, known: None, sequence: 0 }
     }
 
-    pub(super) fn add(&mut self, id: Option<&str>, answer: &[u8]) -> Result<(), DeliverError> {
+    /// Returns how many older answers had to go.
+    pub(super) fn add(&mut self, id: Option<&str>, answer: &[u8]) -> Result<u64, DeliverError> {
         let stem = id.map(stem).unwrap_or_default();
         fs::create_dir_all(&self.path).map_err(|e| failed(&self.path, &e))?;
         let mut path = self.path.join(format!("{stem}.json"));
@@ -108,8 +120,82 @@ impl AnswerFolder {
             let dash = if stem.is_empty() { "" } else { "-" };
             path = self.path.join(format!("{stem}{dash}{number}.json"));
         }
-        files::replace(&path, &[answer, b"\n"].concat(), MODE).map_err(|e| failed(&path, &e))
+        let size = answer.len() as u64 + 1;
+        if size > self.keep_bytes {
+            let most = self.keep_bytes;
+            return Err(DeliverError::Never(format!(
+                "the answer has {size} bytes, the folder may have {most}"
+            )));
+        }
+        let removed = self.make_room(size).map_err(|e| failed(&self.path, &e))?;
+        files::replace(&path, &[answer, b"\n"].concat(), MODE).map_err(|e| failed(&path, &e))?;
+        if let Some((files, bytes)) = &mut self.known {
+            (*files, *bytes) = (*files + 1, bytes.saturating_add(size));
+        }
+        Ok(removed)
     }
+
+    /// Removes the oldest answers until one of `size` bytes fits.
+    fn make_room(&mut self, size: u64) -> io::Result<u64> {
+        let fits =
+            |files: usize, bytes: u64| files < self.keep && bytes.saturating_add(size) <= self.keep_bytes;
+        if self.known.is_some_and(|(files, bytes)| fits(files, bytes)) {
+            return Ok(0);
+        }
+        // Two passes, so that a folder of any size is looked through in bounded memory.
+        let (mut files, mut bytes) = (0, 0u64);
+        answers(&self.path, |_, found| {
+            files += 1;
+            bytes = bytes.saturating_add(found.len());
+        })?;
+        let mut removed = 0;
+        while files > 0 && !fits(files, bytes) {
+            let excess = (files + 1).saturating_sub(self.keep).max(1) + self.keep / SPARE;
+            let mut oldest = BinaryHeap::new(); // the newest on top
+            answers(&self.path, |name, found| {
+                oldest.push((found.modified().unwrap_or(SystemTime::UNIX_EPOCH), name, found.len()));
+                if oldest.len() > excess.min(MAX_REMOVED) {
+                    oldest.pop();
+                }
+            })?;
+            if oldest.is_empty() {
+                break;
+            }
+            for (_, name, size) in oldest.into_sorted_vec() {
+                fs::remove_file(self.path.join(name))?;
+                (files, bytes) = (files.saturating_sub(1), bytes.saturating_sub(size));
+                removed += 1;
+                let spare = files + self.keep / SPARE < self.keep;
+                if spare && fits(files, bytes.saturating_add(self.keep_bytes / SPARE as u64)) {
+                    break;
+                }
+            }
+        }
+        self.known = Some((files, bytes));
+        Ok(removed)
+    }
+}
+
+/// Names held at a time while answers are removed.
+const MAX_REMOVED: usize = 4_096;
+
+/// Tells `each` of the answers in a folder: plain files by the name of one, and finished.
+fn answers(folder: &Path, mut each: impl FnMut(OsString, &Metadata)) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let plain = name.as_encoded_bytes();
+        if plain.starts_with(b".") || !plain.ends_with(b".json") {
+            continue;
+        }
+        // Not followed; what vanished meanwhile is not there.
+        if let Ok(found) = entry.metadata()
+            && found.is_file()
+        {
+            each(name, &found);
+        }
+    }
+    Ok(())
 }
 
 /// A plain file name: no folder, not hidden, not too long.
@@ -154,10 +240,55 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_answers_go_for_places_and_for_bytes_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = || {
+            let mut found: Vec<_> = fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            found.sort();
+            found
+        };
+        let age = |name: &str, secs: u64| {
+            let file = OpenOptions::new().write(true).open(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs)).unwrap();
+        };
+        for name in ["notes.txt", ".hidden.json"] {
+            fs::write(folder.path().join(name), [b'x'; 4096]).unwrap();
+        }
+        let mut answers = AnswerFolder::new(folder.path().to_owned(), 3, 1 << 20);
+        let mut removed = vec![];
+        for number in 1..=5 {
+            removed.push(answers.add(Some(&number.to_string()), b"{}").unwrap());
+            age(&format!("{number}.json"), number);
+        }
+        assert_eq!(files(), [".hidden.json", "3.json", "4.json", "5.json", "notes.txt"]);
+        assert_eq!(removed, [0, 0, 0, 1, 1]);
+        // Somebody takes answers away: there is room.
+        fs::remove_file(folder.path().join("3.json")).unwrap();
+        assert_eq!(answers.add(Some("6"), b"{}").unwrap(), 0);
+        age("6.json", 6);
+        // After a restart with less room, by bytes.
+        let mut answers = AnswerFolder::new(folder.path().to_owned(), 100, 1024);
+        let removed: Vec<_> = (11..=15u64)
+            .map(|number| {
+                let removed = answers.add(Some(&number.to_string()), &[b' '; 299]).unwrap();
+                age(&format!("{number}.json"), number);
+                removed
+            })
+            .collect();
+        assert_eq!(removed, [0, 0, 0, 4, 1], "four, {{4, 5, 6}} among them");
+        assert_eq!(files(), [".hidden.json", "13.json", "14.json", "15.json", "notes.txt"]);
+        assert!(matches!(answers.add(None, &[b' '; 1024]), Err(DeliverError::Never(_))));
+        assert_eq!(files().len(), 5);
+    }
+
+    #[test]
     fn answers_get_plain_names_and_are_whole() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
-        let mut answers = AnswerFolder::new(out.clone());
+        let mut answers = AnswerFolder::new(out.clone(), 100, 1 << 20);
         for id in [Some("a.jpg"), Some("../../etc/passwd"), Some("..."), None, None, Some("a.jpg")] {
             answers.add(id, b"{}").unwrap();
         }

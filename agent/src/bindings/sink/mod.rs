@@ -31,7 +31,7 @@ pub(super) struct Outlet(Kind);
 enum Kind {
     Mqtt(Publisher),
     File(Arc<Mutex<RotatedFile>>),
-    Folder(Arc<Mutex<AnswerFolder>>),
+    Folder(Arc<Mutex<AnswerFolder>>, Arc<Counts>),
     Stdout,
     None,
 }
@@ -68,9 +68,9 @@ impl Outlet {
                 let file = RotatedFile::new(path.clone(), *rotate_bytes, *keep);
                 (Self(Kind::File(Arc::new(Mutex::new(file)))), None)
             }
-            Sink::Directory { path } => {
-                let folder = AnswerFolder::new(path.clone());
-                (Self(Kind::Folder(Arc::new(Mutex::new(folder)))), None)
+            Sink::Directory { path, keep, keep_bytes } => {
+                let folder = AnswerFolder::new(path.clone(), *keep, *keep_bytes);
+                (Self(Kind::Folder(Arc::new(Mutex::new(folder)), counts.clone())), None)
             }
             Sink::Stdout => (Self(Kind::Stdout), None),
             Sink::None => (Self(Kind::None), None),
@@ -89,9 +89,14 @@ impl Outlet {
                 let file = file.clone();
                 blocking(move || file.lock().append(&answer)).await
             }
-            Kind::Folder(folder) => {
-                let (folder, id) = (folder.clone(), id.map(str::to_owned));
-                blocking(move || folder.lock().add(id.as_deref(), &answer)).await
+            Kind::Folder(folder, counts) => {
+                let (folder, counts, id) = (folder.clone(), counts.clone(), id.map(str::to_owned));
+                blocking(move || {
+                    let removed = folder.lock().add(id.as_deref(), &answer)?;
+                    counts.removed(removed);
+                    Ok(())
+                })
+                .await
             }
             Kind::Stdout => {
                 blocking(move || {

@@ -54,14 +54,16 @@ impl Publisher {
         }
         let later = |why: &str| DeliverError::Later(why.to_owned());
         let mut state = self.state.subscribe();
-        let client = {
-            let connected = timeout(PATIENCE, state.wait_for(|state| state.client.is_some())).await;
-            match connected {
-                Ok(Ok(state)) => state.client.clone(),
-                Ok(Err(_)) | Err(_) => None,
-            }
+        // One at a time: what the broker does not acknowledge stays in the client's memory.
+        let free = |state: &State| state.client.is_some() && state.confirmed >= state.sent;
+        let client = match timeout(PATIENCE, state.wait_for(free)).await {
+            Ok(Ok(state)) => state.client.clone(),
+            Ok(Err(_)) | Err(_) => None,
         };
-        let client = client.ok_or_else(|| later("there is no connection to the broker"))?;
+        let client = client.ok_or_else(|| match self.state.borrow().client {
+            None => later("there is no connection to the broker"),
+            Some(_) => later("the broker does not acknowledge"),
+        })?;
         let (mut session, mut ordinal) = (0, 0);
         // Counted before it is sent, or its acknowledgement could come first.
         self.state.send_modify(|state| {
@@ -105,5 +107,39 @@ impl Heard for Announcer {
 
     fn ended(&mut self) {
         self.state.send_modify(|state| state.client = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bindings::config::{Binding, BodyKind, Sink, Source};
+    use rumqttc::MqttOptions;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_acknowledges_nothing_is_sent_one_answer() {
+        let binding = Binding {
+            name: "door".into(),
+            slot: "digits".parse().unwrap(),
+            body: BodyKind::Json,
+            answer: crate::serving::local::Form::Compact,
+            tells_errors: true,
+            queue: 1,
+            between: None,
+            source: Source::Stdin,
+            sink: Sink::None,
+        };
+        let counts = Arc::new(Counts::new(&binding));
+        let (publisher, mut announcer) = pair("t".into(), QoS::AtLeastOnce, false, counts);
+        let (client, _connection) = AsyncClient::new(MqttOptions::new("a", "127.0.0.1", 1), 16);
+        announcer.connected(&client);
+        for _ in 0..3 {
+            let refused = publisher.deliver(Bytes::from_static(b"x")).await.unwrap_err();
+            assert_eq!(refused, DeliverError::Later("the broker does not acknowledge".into()));
+        }
+        assert_eq!(publisher.state.borrow().sent, 1, "the others never came to the client");
+        announcer.connected(&client);
+        assert!(publisher.deliver(Bytes::from_static(b"x")).await.is_err());
+        assert_eq!(publisher.state.borrow().sent, 1, "a new session begins anew");
     }
 }

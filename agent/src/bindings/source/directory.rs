@@ -2,7 +2,7 @@
 //!
 //! Whoever writes gives a file its name when it is complete: names that begin with a dot or end in `.tmp` or `.part`
 //! are left alone. The oldest is taken first and stays where it is until its answer was handed over; a kill in between
-//! means that it is answered again. Polled, because that works on every file system a device may mount.
+//! means that it is answered again. A file that takes the place of one in work is another file and answered, too. Polled, because that works on every file system a device may mount.
 
 use crate::{
     bindings::{
@@ -11,15 +11,16 @@ use crate::{
         queue::Item,
         worker::{Verdict, Worker},
     },
+    serving::local::Room,
     store::files,
 };
 use bytes::Bytes;
 use std::{
-    collections::{BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap},
     ffi::{OsStr, OsString},
-    fs::{self, OpenOptions},
+    fs::{self, Metadata, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -45,11 +46,33 @@ pub(super) struct Folder {
 }
 
 /// Why a file has no content for the model.
+#[derive(Debug)]
 enum Unread {
     /// Somebody took it away.
     Gone,
     Bad(String),
+    /// There is no memory for it now.
+    Later(String),
 }
+
+/// Tells a file from another one that has got its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+impl From<&Metadata> for Identity {
+    fn from(found: &Metadata) -> Self {
+        let modified = (found.mtime(), found.mtime_nsec());
+        Self { device: found.dev(), inode: found.ino(), size: found.size(), modified }
+    }
+}
+
+type Stuck = BTreeMap<OsString, Identity>;
 
 impl Folder {
     pub(super) fn new(path: PathBuf, after: After, keep: usize, limit: u64) -> Self {
@@ -57,11 +80,19 @@ impl Folder {
     }
 
     /// Finished files, oldest first, at most [`BATCH`].
-    fn scan(&self, except: &BTreeSet<OsString>) -> io::Result<Vec<OsString>> {
-        oldest(&self.path, BATCH, |name| is_finished(name) && !except.contains(name))
+    fn scan(&self, except: &Stuck) -> io::Result<Vec<OsString>> {
+        oldest(&self.path, BATCH, |name, found| {
+            is_finished(name) && except.get(name).is_none_or(|stuck| *stuck != Identity::from(found))
+        })
     }
 
-    fn read(&self, name: &OsStr) -> Result<Bytes, Unread> {
+    /// `None` if nothing has the name.
+    fn look(&self, name: &OsStr) -> Option<Identity> {
+        self.path.join(name).symlink_metadata().ok().as_ref().map(Identity::from)
+    }
+
+    /// `room` is asked before anything is read.
+    fn read(&self, name: &OsStr, room: impl FnOnce(usize) -> Result<Room, String>) -> Result<Bytes, Unread> {
         let path = self.path.join(name);
         let mut options = OpenOptions::new();
         // A link is not followed, and a pipe does not hold us up.
@@ -71,14 +102,28 @@ impl Folder {
             _ => Unread::Bad(format!("the file cannot be read: {e}")),
         };
         let mut file = opened.map_err(bad)?;
-        if !file.metadata().map_err(bad)?.is_file() {
+        let found = file.metadata().map_err(bad)?;
+        if !found.is_file() {
             return Err(Unread::Bad("this is no plain file".into()));
         }
-        let mut bytes = Vec::new();
-        Read::by_ref(&mut file).take(self.limit + 1).read_to_end(&mut bytes).map_err(bad)?;
-        match bytes.len() as u64 > self.limit {
-            true => Err(Unread::Bad(format!("the file has more than {} bytes", self.limit))),
-            false => Ok(bytes.into()),
+        let too_large = || Unread::Bad(format!("the file has more than {} bytes", self.limit));
+        let size = usize::try_from(found.len()).map_err(|_| too_large())?;
+        if found.len() > self.limit {
+            return Err(too_large());
+        }
+        let room = room(size).map_err(Unread::Later)?;
+        let mut bytes = Vec::with_capacity(size);
+        // A file that grows meanwhile was not finished; it is found again as another one.
+        Read::by_ref(&mut file).take(found.len()).read_to_end(&mut bytes).map_err(bad)?;
+        Ok(room.hold(bytes.into()))
+    }
+
+    /// Puts away what was answered, or why it was not; another file that has its name by now stays for the next look.
+    fn conclude(&self, name: &OsStr, answered: Identity, failed: Option<&str>) -> io::Result<()> {
+        match (self.look(name), failed) {
+            (Some(found), None) if found == answered => self.finish(name),
+            (Some(found), Some(why)) if found == answered => self.fail(name, why),
+            _ => Ok(()),
         }
     }
 
@@ -128,7 +173,7 @@ impl Folder {
                 Err(e) => return Err(e),
             };
             let excess = count.saturating_sub(self.keep.saturating_mul(each));
-            for name in oldest(&folder, excess, |_| true)? {
+            for name in oldest(&folder, excess, |_, _| true)? {
                 fs::remove_file(folder.join(name))?;
             }
         }
@@ -155,17 +200,18 @@ fn is_finished(name: &OsStr) -> bool {
 }
 
 /// The oldest `most` files of a folder by time of change and name, whatever it holds besides.
-fn oldest(folder: &Path, most: usize, takes: impl Fn(&OsStr) -> bool) -> io::Result<Vec<OsString>> {
+fn oldest(
+    folder: &Path,
+    most: usize,
+    takes: impl Fn(&OsStr, &Metadata) -> bool,
+) -> io::Result<Vec<OsString>> {
     let mut found: BinaryHeap<(SystemTime, OsString)> = BinaryHeap::new(); // the newest on top
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        if !takes(&name) {
-            continue;
-        }
         // Not followed; what vanished meanwhile is nobody's business any more.
         let Ok(metadata) = entry.metadata() else { continue };
-        if metadata.is_dir() {
+        if metadata.is_dir() || !takes(&name, &metadata) {
             continue;
         }
         found.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), name));
@@ -187,8 +233,8 @@ async fn blocking<T: Send + 'static>(
 /// Answers files for ever; looks for new ones every `every`.
 pub(super) async fn serve(folder: Folder, every: Duration, mut worker: Worker) {
     let (folder, counts) = (Arc::new(folder), worker.counts().clone());
-    // Names that could not be moved away: answered, and not to be answered again.
-    let mut stuck: BTreeSet<OsString> = BTreeSet::new();
+    // Files that could not be moved away: answered, and not to be answered again.
+    let mut stuck = Stuck::new();
     let mut since_prune = PRUNE_EVERY;
     loop {
         let mut trouble = None;
@@ -212,7 +258,7 @@ pub(super) async fn serve(folder: Folder, every: Duration, mut worker: Worker) {
                     if stuck.len() == MAX_STUCK {
                         break;
                     }
-                    stuck.insert(name.clone());
+                    stuck.extend(folder.look(name).map(|found| (name.clone(), found)));
                 }
             }
         }
@@ -236,11 +282,16 @@ pub(super) async fn serve(folder: Folder, every: Duration, mut worker: Worker) {
 
 /// Deals with one file. `Some(why)`: not now, nobody serves its slot.
 async fn answer(folder: &Arc<Folder>, name: &OsStr, worker: &mut Worker) -> io::Result<Option<String>> {
-    let file = name.to_owned();
-    let read = blocking(folder, move |folder| Ok(folder.read(&file))).await?;
+    let (file, room) = (name.to_owned(), worker.rooms());
+    let looked = blocking(folder, move |folder| {
+        // Looked at first: what takes its place from here on is told apart, at worst answered twice, never lost.
+        Ok(folder.look(&file).map(|identity| (identity, folder.read(&file, room))))
+    });
+    let Some((identity, read)) = looked.await? else { return Ok(None) };
     let id = name.to_string_lossy().into_owned();
     let verdict = match read {
         Err(Unread::Gone) => return Ok(None),
+        Err(Unread::Later(why)) => return Ok(Some(why)),
         Err(Unread::Bad(why)) => Verdict::Failed(why),
         Ok(bytes) => {
             let item = Item { id: Some(id.clone()), body: worker.body(bytes) };
@@ -256,16 +307,13 @@ async fn answer(folder: &Arc<Folder>, name: &OsStr, worker: &mut Worker) -> io::
     worker.counts().received.fetch_add(1, Ordering::Relaxed);
     worker.conclude(Some(&id), verdict, true).await;
     let file = name.to_owned();
-    let put = move |folder: &Folder| match why {
-        None => folder.finish(&file),
-        Some(why) => folder.fail(&file, &why),
-    };
-    blocking(folder, put).await.map(|()| None)
+    blocking(folder, move |folder| folder.conclude(&file, identity, why.as_deref())).await.map(|()| None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::http::ServingConfig;
     use std::fs::File;
 
     fn folder(path: &Path, after: After, keep: usize) -> Folder {
@@ -294,15 +342,41 @@ mod tests {
         }
         fs::create_dir(dir.path().join("done")).unwrap();
         let inbox = folder(dir.path(), After::Move, 9);
-        assert_eq!(inbox.scan(&BTreeSet::new()).unwrap(), ["c", "d", "a", "b"]);
-        assert_eq!(inbox.scan(&["c".into(), "a".into()].into()).unwrap(), ["d", "b"]);
-        assert_eq!(oldest(dir.path(), 2, is_finished).unwrap(), ["c", "d"]);
-        assert!(oldest(dir.path(), 0, is_finished).unwrap().is_empty());
-        assert!(folder(Path::new("/no/such"), After::Move, 9).scan(&BTreeSet::new()).is_err());
+        assert_eq!(inbox.scan(&Stuck::new()).unwrap(), ["c", "d", "a", "b"]);
+        let stuck: Stuck = ["c", "a"].map(|name| (name.into(), inbox.look(OsStr::new(name)).unwrap())).into();
+        assert_eq!(inbox.scan(&stuck).unwrap(), ["d", "b"]);
+        put(dir.path(), "c", b"yy", 9);
+        assert_eq!(inbox.scan(&stuck).unwrap(), ["d", "b", "c"], "another file of that name is not stuck");
+        let finished = |name: &OsStr, _: &Metadata| is_finished(name);
+        assert_eq!(oldest(dir.path(), 2, finished).unwrap(), ["d", "a"]);
+        assert!(oldest(dir.path(), 0, finished).unwrap().is_empty());
+        assert!(folder(Path::new("/no/such"), After::Move, 9).scan(&Stuck::new()).is_err());
+    }
+
+    #[test]
+    fn a_file_that_takes_the_place_of_one_in_work_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = OsStr::new("a");
+        for (after, failed) in [(After::Move, None), (After::Delete, None), (After::Move, Some("no picture"))]
+        {
+            let inbox = folder(dir.path(), after, 9);
+            put(dir.path(), "a", b"old", 1);
+            let answered = inbox.look(name).unwrap();
+            put(dir.path(), "a.part", b"new", 1);
+            fs::rename(dir.path().join("a.part"), dir.path().join("a")).unwrap();
+            inbox.conclude(name, answered, failed).unwrap();
+            assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"new", "{after:?} {failed:?}");
+            inbox.conclude(name, inbox.look(name).unwrap(), failed).unwrap();
+            assert!(!dir.path().join("a").exists(), "{after:?} {failed:?}");
+            inbox.conclude(name, answered, failed).unwrap();
+        }
     }
 
     #[test]
     fn only_plain_files_of_a_bounded_size_are_read() {
+        let config = ServingConfig { body_budget_bytes: 15, ..ServingConfig::default() };
+        let state = crate::serving::state_for_tests(config);
+        let room = |bytes| Room::of(&state, bytes).map_err(|e| e.to_string());
         let dir = tempfile::tempdir().unwrap();
         let inbox = folder(dir.path(), After::Move, 9);
         put(dir.path(), "fits", b"0123456789", 1);
@@ -310,11 +384,16 @@ mod tests {
         std::os::unix::fs::symlink("fits", dir.path().join("link")).unwrap();
         let pipe = std::process::Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap();
         assert!(pipe.success());
-        assert!(matches!(inbox.read(OsStr::new("fits")), Ok(bytes) if bytes == "0123456789"));
+        let fits = inbox.read(OsStr::new("fits"), room).unwrap();
+        assert_eq!(fits, "0123456789");
+        let more = inbox.read(OsStr::new("fits"), room);
+        assert!(matches!(more, Err(Unread::Later(_))), "the memory of all requests is not enough: {more:?}");
+        drop(fits);
+        assert!(inbox.read(OsStr::new("fits"), room).is_ok());
         for name in ["large", "link", "pipe"] {
-            assert!(matches!(inbox.read(OsStr::new(name)), Err(Unread::Bad(_))), "{name}");
+            assert!(matches!(inbox.read(OsStr::new(name), room), Err(Unread::Bad(_))), "{name}");
         }
-        assert!(matches!(inbox.read(OsStr::new("none")), Err(Unread::Gone)));
+        assert!(matches!(inbox.read(OsStr::new("none"), room), Err(Unread::Gone)));
     }
 
     #[test]

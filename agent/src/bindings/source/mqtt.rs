@@ -1,12 +1,16 @@
 //! Messages of a topic filter. What comes faster than the model answers pushes older messages out.
 
-use crate::bindings::{
-    config::{Binding, Broker},
-    counts::{Counts, Side},
-    mqtt::{Heard, Names, Session},
-    queue::{Item, Queue},
-    worker::body,
+use crate::{
+    bindings::{
+        config::{Binding, Broker},
+        counts::{Counts, Side},
+        mqtt::{Heard, Names, Session},
+        queue::{Item, Queue},
+        worker::body,
+    },
+    serving::local::Room,
 };
+use bytes::Bytes;
 use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
 use std::sync::{Arc, atomic::Ordering};
 
@@ -19,6 +23,8 @@ pub(super) struct Subscriber<'a> {
     pub(super) qos: QoS,
     pub(super) queue: &'a Queue,
     pub(super) counts: &'a Arc<Counts>,
+    /// Memory for messages that wait.
+    pub(super) room: &'a (dyn Fn(usize) -> Result<Room, String> + Send + Sync),
 }
 
 impl Subscriber<'_> {
@@ -33,6 +39,23 @@ impl Subscriber<'_> {
             payload_out: 0, // it publishes nothing
         };
         session.hold(&mut self).await;
+    }
+}
+
+impl Subscriber<'_> {
+    /// Queues a message. Older ones go when there is no memory for it, and it goes itself when that is not enough.
+    fn take(&self, id: Option<String>, payload: Bytes) {
+        let room = loop {
+            match (self.room)(payload.len()) {
+                Ok(room) => break room,
+                Err(_) => self.counts.dropped(1),
+            }
+            if !self.queue.drop_oldest() {
+                return;
+            }
+        };
+        let item = Item { id, body: body(self.binding, room.hold(payload)) };
+        self.counts.dropped(self.queue.push(item));
     }
 }
 
@@ -53,8 +76,7 @@ impl Heard for Subscriber<'_> {
                 self.counts.received.fetch_add(1, Ordering::Relaxed);
                 // Tells cameras apart; a topic may have 64 KiB, which no answer shall carry.
                 let id = (message.topic.len() <= MAX_ID).then_some(message.topic);
-                let item = Item { id, body: body(self.binding, message.payload) };
-                self.counts.dropped(self.queue.push(item));
+                self.take(id, message.payload);
                 self.counts.queued.store(self.queue.len(), Ordering::Relaxed);
             }
             _ => {}

@@ -1,11 +1,15 @@
 //! A recording at the pace it was made, or another.
 
-use crate::bindings::{
-    counts::Counts,
-    lines::{Line, Lines},
-    pace::{Speed, Timeline},
-    queue::{Item, Queue},
-    recording,
+use super::patiently;
+use crate::{
+    bindings::{
+        counts::Counts,
+        lines::{Line, Lines},
+        pace::{Speed, Timeline},
+        queue::{Item, Queue},
+        recording,
+    },
+    serving::local::{Body, Room},
 };
 use std::{path::Path, sync::atomic::Ordering};
 use tokio::{
@@ -28,6 +32,7 @@ pub(super) async fn play(
     body_limit: usize,
     queue: &Queue,
     counts: &Counts,
+    rooms: &impl Fn(usize) -> Result<Room, String>,
 ) -> Result<(), String> {
     let unread = |error: std::io::Error| format!("`{}`: {error}", path.display());
     let file = File::open(path).await.map_err(unread)?;
@@ -50,6 +55,18 @@ pub(super) async fn play(
             }
         };
         sleep_until(due).await;
+        let room = match rooms(body.len()) {
+            Ok(room) => room,
+            Err(_) if speed.is_unpaced() => patiently(rooms, body.len()).await,
+            Err(_) => {
+                counts.dropped(1);
+                continue;
+            }
+        };
+        let body = match body {
+            Body::Json(bytes) => Body::Json(room.hold(bytes)),
+            Body::Raw(bytes) => Body::Raw(room.hold(bytes)),
+        };
         let item = Item { id: Some(number.to_string()), body };
         match speed.is_unpaced() {
             true => queue.push_patiently(item).await,

@@ -14,6 +14,11 @@ use super::{
 };
 use edgefleet_shared::{bundle::pipeline::Op, tensor::Datatype};
 
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
+
 /// Numbers of a box.
 const WIDTH: usize = 6;
 /// Most boxes of one image that go from step to step.
@@ -38,6 +43,80 @@ impl Detection {
 fn best(found: Vec<Detection>, most: usize) -> Vec<Detection> {
     let scores: Vec<f32> = found.iter().map(|detection| detection.score).collect();
     largest(&scores, most).into_iter().map(|index| found[index]).collect()
+}
+
+/// The best boxes of an image out of as many as come: no more are held than are wanted.
+struct Best {
+    most: usize,
+    seen: usize,
+    /// The worst on top.
+    kept: BinaryHeap<Reverse<Ranked>>,
+}
+
+/// A better score first, and of equal ones the earlier.
+struct Ranked {
+    detection: Detection,
+    order: usize,
+}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.detection.score.total_cmp(&other.detection.score).then(other.order.cmp(&self.order))
+    }
+}
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Ranked {}
+
+impl Best {
+    fn of(most: usize) -> Self {
+        Self { most, seen: 0, kept: BinaryHeap::new() }
+    }
+
+    /// Takes one unless it is nothing anybody can use, or worse than all that are wanted.
+    fn offer(&mut self, detection: Detection) {
+        if !detection.is_sound() {
+            return;
+        }
+        let ranked = Ranked { detection, order: self.seen };
+        self.seen += 1;
+        if self.kept.len() < self.most {
+            self.kept.push(Reverse(ranked));
+        } else if self.kept.peek().is_some_and(|Reverse(worst)| ranked > *worst) {
+            self.kept.pop();
+            self.kept.push(Reverse(ranked));
+        }
+    }
+
+    fn finish(self) -> Vec<Detection> {
+        self.kept.into_sorted_vec().into_iter().map(|Reverse(ranked)| ranked.detection).collect()
+    }
+}
+
+/// The boxes of `batch` images, which together with the tensor they become stay within the bound of a value.
+///
+/// # Errors
+/// [`Fault::TooLarge`] as soon as they do not.
+fn decoded(batch: usize, mut image: impl FnMut(usize) -> Best) -> Result<Array, Fault> {
+    let within = |most: usize| room(&[batch, most, WIDTH], 2 * 4);
+    within(0)?;
+    let mut images = Vec::with_capacity(batch);
+    let mut most = 0;
+    for index in 0..batch {
+        let found = image(index);
+        most = most.max(found.kept.len());
+        within(most)?;
+        images.push(found.finish());
+    }
+    pack(&images)
 }
 
 /// Lists of boxes as one tensor.

@@ -1,7 +1,7 @@
 //! SSD: offsets to default boxes. Default boxes as in the original implementation (Liu et al. 2016, Caffe
 //! and its PyTorch port): per cell the square, the larger square, then each ratio and its inverse.
 
-use super::{Detection, best, boxes_kind, pack};
+use super::{Best, Detection, boxes_kind, decoded};
 use crate::pipeline::{
     error::Fault,
     kind::Kind,
@@ -109,23 +109,22 @@ impl Run for Ssd {
                 return Err(Fault::shape(reason));
             }
         };
-        let (offsets, mut images) = (offsets.as_chunks::<4>().0, Vec::with_capacity(batch));
-        for image in 0..batch {
-            let mut found = Vec::new();
+        let offsets = offsets.as_chunks::<4>().0;
+        let image = |image: usize| {
+            let mut found = Best::of(self.candidates);
             for (index, prior) in self.priors.iter().enumerate() {
                 let row = image * count + index;
                 for class in (0..classes).filter(|class| Some(*class) != self.background) {
                     let score = scores[row * classes + class];
                     if score >= self.score {
                         let edges = self.edges(prior, &offsets[row]);
-                        let detection = Detection { edges, score, class: class as f32 };
-                        found.extend(Some(detection).filter(Detection::is_sound));
+                        found.offer(Detection { edges, score, class: class as f32 });
                     }
                 }
             }
-            images.push(best(found, self.candidates));
-        }
-        Ok(vec![Value::Array(pack(&images)?)])
+            found
+        };
+        Ok(vec![Value::Array(decoded(batch, image)?)])
     }
 }
 

@@ -66,3 +66,32 @@ fn boxes_that_are_no_numbers_are_left_out_and_too_many_are_refused() {
     assert!(matches!(unpack(many), Err(Fault::TooLarge { .. })));
     assert!(unpack(Array::floats(vec![2, 3], vec![0.0; 6])).is_err());
 }
+
+proptest! {
+    #[test]
+    fn as_few_as_are_wanted_are_held_and_they_are_the_best(found in boxes(), most in 0usize..12) {
+        let mut kept = Best::of(most);
+        for detection in &found {
+            kept.offer(Detection { score: (detection.score * 8.0).round(), ..*detection });
+            prop_assert!(kept.kept.len() <= most);
+        }
+        let rounded = found.into_iter().map(|d| Detection { score: (d.score * 8.0).round(), ..d }).collect();
+        prop_assert_eq!(kept.finish(), best(rounded, most));
+    }
+}
+
+#[test]
+fn many_images_with_many_boxes_are_refused_at_the_first_too_many() {
+    let detection = Detection { edges: [0.0; 4], score: 1.0, class: 0.0 };
+    let mut decoded_images = 0;
+    let image = |_| {
+        decoded_images += 1;
+        let mut found = Best::of(1_000);
+        (0..10_000).for_each(|_| found.offer(detection));
+        found
+    };
+    assert!(matches!(decoded(10_000, image), Err(Fault::TooLarge { .. })));
+    assert_eq!(decoded_images, 1);
+    let array = decoded(2, |_| Best::of(3)).unwrap();
+    assert_eq!(array.shape, [2, 0, 6]);
+}

@@ -1,6 +1,6 @@
 //! YOLO exports whose boxes are already in pixels of the model's input (what Ultralytics and others write).
 
-use super::{Detection, best, boxes_kind, pack};
+use super::{Best, Detection, boxes_kind, decoded};
 use crate::pipeline::{
     error::Fault,
     kind::Kind,
@@ -38,14 +38,13 @@ fn decode(array: Array, version: Yolo, least: f32, candidates: usize) -> Result<
     if attributes <= first_class {
         return Err(Fault::shape(format!("{shape:?} has no classes")));
     }
-    let mut images = Vec::with_capacity(batch);
-    for image in 0..batch {
+    decoded(batch, |image| {
         let image = &data[image * boxes * attributes..(image + 1) * boxes * attributes];
         let value = |row: usize, attribute: usize| match version {
             Yolo::V5 => image[row * attributes + attribute],
             Yolo::V8 => image[attribute * boxes + row],
         };
-        let mut found = Vec::new();
+        let mut found = Best::of(candidates);
         for row in 0..boxes {
             let sure = if version == Yolo::V5 { value(row, 4) } else { 1.0 };
             if sure < least {
@@ -60,12 +59,10 @@ fn decode(array: Array, version: Yolo, least: f32, candidates: usize) -> Result<
             let score = score * sure;
             let [x, y, w, h] = std::array::from_fn(|attribute| value(row, attribute));
             let edges = [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0];
-            let detection = Detection { edges, score, class: class as f32 };
-            if score >= least && detection.is_sound() {
-                found.push(detection);
+            if score >= least {
+                found.offer(Detection { edges, score, class: class as f32 });
             }
         }
-        images.push(best(found, candidates));
-    }
-    pack(&images)
+        found
+    })
 }

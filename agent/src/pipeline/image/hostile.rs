@@ -78,6 +78,23 @@ fn a_lie_about_the_size_is_refused_by_the_header_alone() {
 }
 
 #[test]
+fn what_stands_behind_the_end_of_a_picture_is_nothing() {
+    for whole in [JPEG, PROGRESSIVE] {
+        let pixels = jpeg::decode(whole, BOUNDS).unwrap().pixels;
+        let film = [0xff, 0xda, 0, 8].repeat(1_000);
+        for behind in [&b"\0"[..], &[0xff], &[0xff, 0xda, 1], &JPEG[..JPEG.len() / 2], JPEG, &film] {
+            let decoded = jpeg::decode(&[whole, behind].concat(), BOUNDS);
+            assert_eq!(decoded.unwrap().pixels, pixels, "{} bytes behind it", behind.len());
+        }
+        // A thumbnail with an end of its own is no end of the picture.
+        let thumbnail = [&[0xff, 0xd8, 0xff, 0xe1, 0, 6, 0xff, 0xd9, 0xff, 0xda][..], &whole[2..]].concat();
+        assert_eq!(jpeg::decode(&thumbnail, BOUNDS).unwrap().pixels, pixels);
+        let cut = &thumbnail[..thumbnail.len() - 2];
+        assert!(jpeg::decode(cut, BOUNDS).is_err());
+    }
+}
+
+#[test]
 fn thousands_of_scans_are_refused_before_the_first() {
     let mut many = PROGRESSIVE[..PROGRESSIVE.len() - 2].to_vec();
     let scan = many.windows(2).rposition(|pair| pair == [0xff, 0xda]).unwrap();

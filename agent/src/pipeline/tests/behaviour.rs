@@ -77,6 +77,12 @@ fn what_does_not_fit_is_named_with_side_step_and_operation() {
     let three = [spec("a", "FP32", &[-1, 3]), spec("b", "FP32", &[-1, 3])];
     let why = compiled(&three, &json!([{"op": "sigmoid"}]), (&three, &x), &json!([]), &x).unwrap_err();
     assert!(why.contains("needs `from`: one of a, b"), "{why}");
+    let mixed = [spec("a", "BOOL", &[-1, 1]), spec("b", "UINT8", &[-1, 1])];
+    for parts in [["a", "b"], ["b", "a"]] {
+        let steps = json!([{"op": "concat", "parts": parts, "to": "c"}]);
+        let why = compiled(&mixed, &steps, (&mixed, &x), &json!([]), &x).unwrap_err();
+        assert!(why.contains("put `cast` before it"), "{why}");
+    }
     let boxes = spec("y", "FP32", &[-1, -1, 6]);
     let why = post(boxes.clone(), &json!([{"op": "scale_boxes"}]), &[boxes]).unwrap_err();
     assert!(why.contains("no model input is made of images"), "{why}");

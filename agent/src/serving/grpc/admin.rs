@@ -70,7 +70,7 @@ fn name(message: Bytes) -> Result<Option<String>, ApiError> {
 
 pub(super) fn memory_status(call: &Call, message: Bytes) -> Result<Vec<u8>, ApiError> {
     let regions = &call.state.0.regions;
-    regions.allow(call.came)?;
+    regions.allow(&call.came)?;
     let mut writer = Writer::new();
     for region in regions.status(name(message)?.as_deref())? {
         writer.entry(1, &region.name, |status| {
@@ -82,7 +82,7 @@ pub(super) fn memory_status(call: &Call, message: Bytes) -> Result<Vec<u8>, ApiE
 
 pub(super) fn register_memory(call: &Call, message: Bytes) -> Result<Vec<u8>, ApiError> {
     let regions = &call.state.0.regions;
-    regions.allow(call.came)?;
+    regions.allow(&call.came)?;
     let (mut name, mut key, mut offset, mut size) = (String::new(), String::new(), 0, 0);
     let mut fields = Fields::of(message);
     while let Some((field, value)) = fields.next()? {
@@ -94,13 +94,13 @@ pub(super) fn register_memory(call: &Call, message: Bytes) -> Result<Vec<u8>, Ap
             _ => {}
         }
     }
-    regions.register(&name, &key, offset, size)?;
+    regions.register(&name, &key, offset, size, call.came.user())?;
     Ok(Vec::new())
 }
 
 pub(super) fn unregister_memory(call: &Call, message: Bytes) -> Result<Vec<u8>, ApiError> {
     let regions = &call.state.0.regions;
-    regions.allow(call.came)?;
+    regions.allow(&call.came)?;
     regions.unregister(name(message)?.as_deref());
     Ok(Vec::new())
 }

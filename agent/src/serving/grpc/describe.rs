@@ -6,7 +6,7 @@ use crate::serving::{
     oip::protobuf::{Fields, Writer},
     slots::Active,
     state::{ServingState, version},
-    stats::{Timed, Totals},
+    stats::Timed,
 };
 use bytes::Bytes;
 use edgefleet_shared::{bundle::TensorSpec, tensor::Datatype};
@@ -143,10 +143,12 @@ fn tensors(
     }
 }
 
-fn timed(into: &mut Writer, field: u32, of: Timed) {
-    into.message(field, |duration| {
-        duration.uint(1, of.count).uint(2, of.ns);
-    });
+fn timed(into: &mut Writer, first: u32, times: &[(&str, Timed)]) {
+    for (field, (_, of)) in (first..).zip(times) {
+        into.message(field, |duration| {
+            duration.uint(1, of.count).uint(2, of.ns);
+        });
+    }
 }
 
 pub(super) fn statistics(state: &ServingState, message: Bytes) -> Result<Vec<u8>, ApiError> {
@@ -157,34 +159,15 @@ pub(super) fn statistics(state: &ServingState, message: Bytes) -> Result<Vec<u8>
     };
     let mut writer = Writer::new();
     for active in actives {
-        let Totals {
-            rows,
-            executions,
-            last_ms,
-            success,
-            fail,
-            queue,
-            input,
-            infer,
-            output,
-            cache_hit,
-            cache_miss,
-            batches,
-            ..
-        } = active.stats.totals();
+        let totals = active.stats.totals();
         writer.message(1, |model| {
             model.text(1, active.served.slot.as_str()).text(2, &active.served.bundle.counter.to_string());
-            model.uint(3, last_ms).uint(4, rows).uint(5, executions);
-            model.message(6, |stats| {
-                let cache = [(7, cache_hit), (8, cache_miss)];
-                let each = [(1, success), (2, fail), (3, queue), (4, input), (5, infer), (6, output)];
-                each.into_iter().chain(cache).for_each(|(field, of)| timed(stats, field, of));
-            });
-            for (size, batch) in &batches {
+            model.uint(3, totals.last_ms).uint(4, totals.rows).uint(5, totals.executions);
+            model.message(6, |stats| timed(stats, 1, &totals.times()));
+            for (size, batch) in &totals.batches {
                 model.message(7, |stats| {
                     stats.uint(1, *size);
-                    let each = [(2, batch.input), (3, batch.infer), (4, batch.output)];
-                    each.into_iter().for_each(|(field, of)| timed(stats, field, of));
+                    timed(stats, 2, &batch.times());
                 });
             }
         });

@@ -1,6 +1,6 @@
 //! Messages on a stream of HTTP/2: one byte that says whether it is packed, four of length, the message.
 
-use super::status;
+use super::{Reply, status};
 use crate::serving::{
     budget::Share,
     error::ApiError,
@@ -154,8 +154,9 @@ impl Messages {
     }
 }
 
-/// A message in pieces as it is sent: its head in front, small ones in one piece.
-pub(super) fn framed(mut chunks: Vec<Bytes>) -> Result<VecDeque<Bytes>, ApiError> {
+/// A message in pieces as it is sent: its head in front, small ones in one piece. They keep the share until they are
+/// written.
+pub(super) fn framed(mut chunks: Vec<Bytes>, share: Option<Share>) -> Result<VecDeque<Bytes>, ApiError> {
     let length: usize = chunks.iter().map(Bytes::len).sum();
     let Ok(announced) = u32::try_from(length) else {
         let why = format!("the answer has {length} bytes, more than a message of gRPC can");
@@ -166,7 +167,11 @@ pub(super) fn framed(mut chunks: Vec<Bytes>) -> Result<VecDeque<Bytes>, ApiError
     first.extend_from_slice(&[0]);
     first.extend_from_slice(&announced.to_be_bytes());
     chunks.drain(..joined).for_each(|chunk| first.extend_from_slice(&chunk));
-    Ok(std::iter::once(first.freeze()).chain(chunks).collect())
+    chunks.insert(0, first.freeze());
+    Ok(match share {
+        Some(share) => share.hold(chunks).into(),
+        None => chunks.into(),
+    })
 }
 
 /// The head of an answer whose messages come in its body.
@@ -180,8 +185,9 @@ pub(super) fn answered(body: Body, bundle: Option<&str>) -> Response {
 }
 
 /// One message and the end.
-pub(super) fn respond(chunks: Vec<Bytes>, bundle: Option<&str>) -> Response {
-    match framed(chunks) {
+pub(super) fn respond(Reply { chunks, bundle, share }: Reply) -> Response {
+    let bundle = bundle.as_deref();
+    match framed(chunks, share) {
         Ok(pieces) => answered(Body::new(Whole { pieces, is_ended: false }), bundle),
         Err(error) => status::refusal(&error, bundle),
     }

@@ -17,7 +17,7 @@ use crate::{
             InferRequest,
             proto::{ProtoRequest, ProtoResponse},
             protobuf::Writer,
-            response::{ResponseParameters, deliver},
+            response::deliver,
         },
         slots::Active,
         state::version,
@@ -30,6 +30,8 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use std::{collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Instant};
 
+/// Bytes of an id that are told back in an error; a longer one is the error.
+const MAX_ID: usize = 1_024;
 /// Requests of one stream that are worked on at a time; they are answered in order.
 const AT_ONCE: usize = 8;
 
@@ -44,18 +46,24 @@ pub(super) async fn infer(
     let size = message.len();
     let read = move || ProtoRequest::read(message).map_err(ApiError::from);
     let request = run(size > OFF_THREAD, read).await?;
-    let wanted = if request.version.is_empty() { None } else { Some(version(&request.version)?) };
-    let active = call.state.find(&request.model, wanted)?;
+    // Of a stream, where nothing else says which request an error is about.
+    let id = request.id.get(..MAX_ID.min(request.id.len())).filter(|_| is_stream).map(str::to_owned);
+    let refused = |error: ApiError| Refused { error, bundle: None, id: id.clone() };
+    let wanted = match request.version.as_str() {
+        "" => None,
+        text => Some(version(text).map_err(refused)?),
+    };
+    let active = call.state.find(&request.model, wanted).map_err(refused)?;
     let mut flight = InFlight::new(active.clone(), &call.state, started);
     let bundle = Some(active.bundle_text.clone());
     match answer(call, &mut flight, request, size, share, is_stream).await {
-        Ok(chunks) => {
+        Ok((chunks, share)) => {
             flight.outcome = Outcome::Ok;
-            Ok(Reply { chunks, bundle })
+            Ok(Reply { chunks, bundle, share: Some(share) })
         }
         Err((outcome, error)) => {
             flight.outcome = outcome;
-            Err(Refused { error, bundle })
+            Err(Refused { error, bundle, id })
         }
     }
 }
@@ -67,17 +75,17 @@ async fn answer(
     size: usize,
     mut share: Share,
     is_stream: bool,
-) -> Result<Vec<Bytes>, Failed> {
+) -> Result<(Vec<Bytes>, Share), Failed> {
     let active: Arc<Active> = flight.active.clone();
     let is_final = is_stream && request.wants_final().map_err(bad)?;
-    let (model, came) = (request.model.clone(), call.came);
+    let (model, came) = (request.model.clone(), call.came.clone());
     let received = Instant::now();
     let is_heavy =
         size > OFF_THREAD && request.has_contents() || call.state.0.regions.largest() > OFF_THREAD as u64;
-    let (fitting, state) = (active.clone(), call.state.clone());
+    let (fitting, state, came_too) = (active.clone(), call.state.clone(), came.clone());
     let fit = move || {
         let manifest = &fitting.served.manifest;
-        let mut memory = state.0.regions.lend(came, &mut share);
+        let mut memory = state.0.regions.lend(&came_too, &mut share);
         let request = request.fit(&manifest.interface, manifest.limits.batch_max, &mut memory)?;
         Ok::<_, ApiError>((request, share))
     };
@@ -92,25 +100,23 @@ async fn answer(
     let (writing, state) = (active.clone(), call.state.clone());
     let write = move || {
         let manifest = &writing.served.manifest;
-        let mut memory = state.0.regions.lend(came, &mut share);
+        let mut memory = state.0.regions.lend(&came, &mut share);
         let delivered = deliver(&outputs, &wanted, writing.is_batched(), &manifest.labels, &mut memory)?;
         let response = ProtoResponse {
             model: &model,
             version: &writing.served.bundle.counter.to_string(),
             id: id.as_deref(),
-            parameters: ResponseParameters {
-                bundle: &writing.bundle_text,
-                attempt: &writing.attempt_text,
-                prediction_id,
-                prediction_count,
-            },
+            parameters: writing.parameters(prediction_id, prediction_count),
             is_final,
         };
-        Ok::<_, ApiError>(response.write(&delivered))
+        let chunks = response.write(&delivered);
+        drop(delivered);
+        share.become_of(chunks.iter().map(Bytes::len).sum())?;
+        Ok::<_, ApiError>((chunks, share))
     };
-    let chunks = run(is_heavy, write).await.map_err(bad)?;
+    let answer = run(is_heavy, write).await.map_err(bad)?;
     flight.spent.output = answered.elapsed();
-    Ok(chunks)
+    Ok(answer)
 }
 
 /// Answers requests in the order they came. One that fails is told so in its answer; only a stream that cannot be
@@ -161,23 +167,30 @@ pub(super) fn stream(call: Call, body: Body) -> Response {
     frame::answered(Body::new(StreamBody::new(frames)), None)
 }
 
-/// `ModelStreamInferResponse`: an error's text, or the response.
-fn stream_answer(reply: Result<Reply, Refused>) -> Vec<Bytes> {
+/// `ModelStreamInferResponse`: an error's text and which request it is about, or the response.
+fn stream_answer(reply: Result<Reply, Refused>) -> Message {
     let mut head = Writer::new();
     match reply {
-        Ok(Reply { mut chunks, .. }) => {
+        Ok(Reply { mut chunks, share, .. }) => {
             head.head(2, chunks.iter().map(Bytes::len).sum());
             chunks.insert(0, head.finish().into());
-            chunks
+            (chunks, share)
         }
-        Err(Refused { error, .. }) => {
+        Err(Refused { error, id, .. }) => {
             head.element(1, error.message());
-            vec![head.finish().into()]
+            if let Some(id) = id.filter(|id| !id.is_empty()) {
+                head.message(2, |response| {
+                    response.text(3, &id);
+                });
+            }
+            (vec![head.finish().into()], None)
         }
     }
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Result<Vec<Bytes>, ApiError>> + Send>>;
+/// In pieces, and the memory they hold.
+type Message = (Vec<Bytes>, Option<Share>);
+type Answers = Pin<Box<dyn Stream<Item = Result<Message, ApiError>> + Send>>;
 
 /// The answers of a stream as frames, and the trailers behind them.
 struct Frames {
@@ -200,7 +213,8 @@ impl Frames {
                 Err(_) => Some(Err(status::too_late())),
             },
         };
-        let error = match answer.map(|answer| answer.and_then(frame::framed)) {
+        let error = match answer.map(|answer| answer.and_then(|(chunks, share)| frame::framed(chunks, share)))
+        {
             Some(Ok(pieces)) => {
                 self.pieces = pieces;
                 return self.pieces.pop_front().map(Frame::data);

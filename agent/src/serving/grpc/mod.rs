@@ -10,7 +10,7 @@ mod frame;
 mod infer;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::{
     budget::Share,
@@ -52,27 +52,29 @@ struct Call {
     deadline: Option<Instant>,
 }
 
-/// What a call is answered with: the message in pieces, and the bundle that made it.
+/// What a call is answered with: the message in pieces, the bundle that made it, and the memory it holds.
 struct Reply {
     chunks: Vec<Bytes>,
     bundle: Option<String>,
+    share: Option<Share>,
 }
 
 impl From<Vec<u8>> for Reply {
     fn from(message: Vec<u8>) -> Self {
-        Self { chunks: vec![message.into()], bundle: None }
+        Self { chunks: vec![message.into()], bundle: None, share: None }
     }
 }
 
-/// A refusal, and the bundle that was asked.
+/// A refusal, the bundle that was asked, and the id of the request within a stream.
 struct Refused {
     error: ApiError,
     bundle: Option<String>,
+    id: Option<String>,
 }
 
 impl From<ApiError> for Refused {
     fn from(error: ApiError) -> Self {
-        Self { error, bundle: None }
+        Self { error, bundle: None, id: None }
     }
 }
 
@@ -80,7 +82,7 @@ pub(super) async fn answer(state: ServingState, came: Came, request: Request) ->
     let counting = state.clone();
     let (answer, status) = match begin(state, came, request).await {
         Ok(answer) => (answer, StatusCode::OK),
-        Err(Refused { error, bundle }) => (status::refusal(&error, bundle.as_deref()), error.status),
+        Err(Refused { error, bundle, .. }) => (status::refusal(&error, bundle.as_deref()), error.status),
     };
     counting.count_response(status.as_u16());
     answer
@@ -89,7 +91,7 @@ pub(super) async fn answer(state: ServingState, came: Came, request: Request) ->
 async fn begin(state: ServingState, came: Came, request: Request) -> Result<Response, Refused> {
     let started = Instant::now();
     let (head, body) = request.into_parts();
-    admit(&state.0.config, &head.headers, &head.uri, head.version, came)?;
+    admit(&state.0.config, &head.headers, &head.uri, head.version, &came)?;
     if head.method != Method::POST {
         return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "gRPC calls are POST requests").into());
     }
@@ -109,8 +111,7 @@ async fn begin(state: ServingState, came: Came, request: Request) -> Result<Resp
             Err(_) => Err(status::too_late().into()),
         },
     };
-    let Reply { chunks, bundle } = reply?;
-    Ok(frame::respond(chunks, bundle.as_deref()))
+    Ok(frame::respond(reply?))
 }
 
 async fn unary(call: &Call, method: &str, body: Body) -> Result<Reply, Refused> {

@@ -20,7 +20,7 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    match admit(&state.0.config, request.headers(), request.uri(), request.version(), came) {
+    match admit(&state.0.config, request.headers(), request.uri(), request.version(), &came) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
@@ -33,7 +33,7 @@ pub(in crate::serving) fn admit(
     headers: &HeaderMap,
     uri: &Uri,
     version: Version,
-    came: Came,
+    came: &Came,
 ) -> Result<(), ApiError> {
     check(headers, uri, version, came, &config.host_names)?;
     match &config.remote_token {
@@ -46,7 +46,7 @@ fn check(
     headers: &HeaderMap,
     uri: &Uri,
     version: Version,
-    came: Came,
+    came: &Came,
     names: &[String],
 ) -> Result<(), ApiError> {
     let forbidden = |what: String| Err(ApiError::new(StatusCode::FORBIDDEN, what));
@@ -74,8 +74,8 @@ fn check(
         return Err(ApiError::bad("a request needs an authority"));
     }
     let local = match came {
-        Came::Tcp { local, .. } => local,
-        Came::Socket => return Ok(()), // no browser reaches a socket file, and clients name what they like
+        Came::Tcp { local, .. } => local.ip(),
+        Came::Socket { .. } => return Ok(()), // no browser reaches a socket file, and clients name what they like
     };
     match hosts.into_iter().find(|host| !is_ours(host, local, names)) {
         None => Ok(()),
@@ -147,8 +147,8 @@ mod tests {
     #[test]
     fn web_pages_and_foreign_hosts_are_refused() {
         let names = ["cam-7.lan".to_owned()];
-        let local = "192.168.1.7".parse().unwrap();
-        let came = Came::Tcp { local, peer: local };
+        let local = "192.168.1.7:1".parse().unwrap();
+        let came = Came::by_tcp(local, local);
         for (headers, status) in [
             (vec![("host", "localhost:8000")], 200),
             (vec![("host", "127.0.0.1")], 200),
@@ -176,23 +176,24 @@ mod tests {
             for (name, value) in &headers {
                 map.append(*name, value.parse().unwrap());
             }
-            let found = check(&map, &"/v2".parse().unwrap(), Version::HTTP_11, came, &names);
+            let found = check(&map, &"/v2".parse().unwrap(), Version::HTTP_11, &came, &names);
             assert_eq!(found.map_or_else(|e| e.status.as_u16(), |()| 200), status, "{headers:?}");
         }
         let absolute: Uri = "http://evil.example/v2".parse().unwrap();
         let host = HeaderMap::from_iter([(header::HOST, "localhost".parse().unwrap())]);
-        assert!(check(&host, &absolute, Version::HTTP_11, came, &names).is_err());
+        assert!(check(&host, &absolute, Version::HTTP_11, &came, &names).is_err());
         // Over HTTP/2 the host is part of the address.
         for (uri, status) in [("http://localhost/v2", 200), ("http://evil.example/v2", 403), ("/v2", 400)] {
             let uri = uri.parse().unwrap();
-            let found = check(&HeaderMap::new(), &uri, Version::HTTP_2, came, &names);
+            let found = check(&HeaderMap::new(), &uri, Version::HTTP_2, &came, &names);
             assert_eq!(found.map_or_else(|e| e.status.as_u16(), |()| 200), status, "{uri}");
         }
         // A socket file is reached under any name, but not by web pages either.
         let foreign = HeaderMap::from_iter([(header::HOST, "evil.example".parse().unwrap())]);
         let path = "/v2".parse().unwrap();
-        assert!(check(&foreign, &path, Version::HTTP_11, Came::Socket, &names).is_ok());
+        let by_file = Came::Socket { user: None };
+        assert!(check(&foreign, &path, Version::HTTP_11, &by_file, &names).is_ok());
         let page = HeaderMap::from_iter([(header::ORIGIN, "null".parse().unwrap())]);
-        assert!(check(&page, &path, Version::HTTP_11, Came::Socket, &names).is_err());
+        assert!(check(&page, &path, Version::HTTP_11, &by_file, &names).is_err());
     }
 }

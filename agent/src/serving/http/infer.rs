@@ -11,10 +11,7 @@ use crate::{
         budget::Share,
         flight::{Answered, Failed, InFlight, bad, run},
         listen::Came,
-        oip::{
-            InferRequest, InferResponse, Part,
-            response::{ResponseParameters, deliver},
-        },
+        oip::{InferRequest, InferResponse, Part, json::MOST_PER_BYTE, response::deliver},
     },
 };
 use axum::{
@@ -99,11 +96,11 @@ async fn answer(
     let is_heavy = coding != Coding::Identity
         || header_length.unwrap_or(raw.len()) > OFF_THREAD
         || state.0.regions.largest() > OFF_THREAD as u64;
-    let (parsing, regions) = (active.clone(), state.clone());
+    let (parsing, regions, came_too) = (active.clone(), state.clone(), came.clone());
     let parse = move || {
         let raw = unpack(&mut share, raw, coding, limit)?;
         let manifest = &parsing.served.manifest;
-        let mut memory = regions.0.regions.lend(came, &mut share);
+        let mut memory = regions.0.regions.lend(&came_too, &mut share);
         let (interface, batch_max) = (&manifest.interface, manifest.limits.batch_max);
         let request = InferRequest::parse(raw, header_length, interface, batch_max, &mut memory)?;
         Ok::<_, ApiError>((request, share))
@@ -122,6 +119,8 @@ async fn answer(
         .map(|tensor| tensor.data().len())
         .sum();
     let total: usize = outputs.iter().map(|tensor| tensor.data().len()).sum();
+    // Inputs are gone; what is written may be longer than what was computed.
+    share.become_of(total.saturating_add(json.saturating_mul(MOST_PER_BYTE))).map_err(bad)?;
     let is_heavy = json > OFF_THREAD / 4 || coding != Coding::Identity && total > OFF_THREAD / 4;
     let model_name = path.model.clone();
     let (writing, regions) = (active.clone(), state.clone());
@@ -131,17 +130,14 @@ async fn answer(
             model_name: &model_name,
             model_version: served.bundle.counter.to_string(),
             id: id.as_deref(),
-            parameters: ResponseParameters {
-                bundle: &writing.bundle_text,
-                attempt: &writing.attempt_text,
-                prediction_id,
-                prediction_count,
-            },
+            parameters: writing.parameters(prediction_id, prediction_count),
         };
-        let mut memory = regions.0.regions.lend(came, &mut share);
+        let mut memory = regions.0.regions.lend(&came, &mut share);
         let labels = &served.manifest.labels;
         let delivered = deliver(&outputs, &wanted, writing.is_batched(), labels, &mut memory)?;
-        respond(response.write(&delivered)?, coding)
+        let part = response.write(&delivered)?;
+        drop(delivered);
+        respond(part, coding, share)
     };
     let response = run(is_heavy, write).await.map_err(bad)?;
     flight.spent.output = answered.elapsed();
@@ -163,7 +159,8 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn respond(part: Part, coding: Coding) -> Result<Response, ApiError> {
+/// The share stays with the body until the last byte is written.
+fn respond(part: Part, coding: Coding, mut share: Share) -> Result<Response, ApiError> {
     let Part { mut chunks, header_length } = part;
     let failed = |error: std::io::Error| {
         ApiError::new(
@@ -190,14 +187,16 @@ fn respond(part: Part, coding: Coding) -> Result<Response, ApiError> {
         name
     });
     let total: usize = chunks.iter().map(Bytes::len).sum();
-    let body = if chunks.len() == 1 {
-        Body::from(chunks.remove(0))
-    } else if total <= JOIN_BELOW {
+    if chunks.len() > 1 && total <= JOIN_BELOW {
         let mut joined = BytesMut::with_capacity(total);
         chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
-        Body::from(joined.freeze())
-    } else {
-        Body::new(Chunks { left: total as u64, chunks: chunks.into() })
+        chunks = vec![joined.freeze()];
+    }
+    share.become_of(total)?;
+    let mut chunks = share.hold(chunks);
+    let body = match chunks.len() {
+        1 => Body::from(chunks.remove(0)),
+        _ => Body::new(Chunks { left: total as u64, chunks: chunks.into() }),
     };
     let mut response = Response::new(body);
     let kind = if header_length.is_some() { "application/octet-stream" } else { "application/json" };

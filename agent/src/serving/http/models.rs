@@ -5,7 +5,7 @@ use crate::serving::{
     describe::{self, ConfigTensor},
     slots::Active,
     state::version,
-    stats::{Timed, Totals},
+    stats::Timed,
 };
 use axum::{
     Json,
@@ -13,7 +13,7 @@ use axum::{
     http::{StatusCode, request::Parts},
 };
 use edgefleet_shared::{bundle::TensorSpec, tensor::Datatype};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// `{model}` and perhaps `{version}` of a path, percent-decoded.
 pub(super) struct ModelPath {
@@ -110,55 +110,26 @@ pub(super) async fn config(
     })))
 }
 
-fn timed(of: Timed) -> Value {
-    json!({"count": of.count, "ns": of.ns})
+fn timed(times: &[(&str, Timed)]) -> Map<String, Value> {
+    times.iter().map(|(name, of)| ((*name).to_owned(), json!({"count": of.count, "ns": of.ns}))).collect()
 }
 
 fn statistics(active: &Active) -> Value {
-    let Totals {
-        rows,
-        executions,
-        last_ms,
-        success,
-        fail,
-        queue,
-        input,
-        infer,
-        output,
-        cache_hit,
-        cache_miss,
-        batches,
-        ..
-    } = active.stats.totals();
-    let batches: Vec<_> = batches
-        .into_iter()
-        .map(|(size, batch)| {
-            json!({
-                "batch_size": size,
-                "compute_input": timed(batch.input),
-                "compute_infer": timed(batch.infer),
-                "compute_output": timed(batch.output),
-            })
-        })
-        .collect();
+    let totals = active.stats.totals();
+    let batches = totals.batches.iter().map(|(size, batch)| {
+        let mut told = timed(&batch.times());
+        told.insert("batch_size".to_owned(), (*size).into());
+        Value::Object(told)
+    });
     json!({
         "name": active.served.slot,
         "version": active.served.bundle.counter.to_string(),
-        "last_inference": last_ms,
-        "inference_count": rows,
-        "execution_count": executions,
-        "inference_stats": {
-            "success": timed(success),
-            "fail": timed(fail),
-            "queue": timed(queue),
-            "compute_input": timed(input),
-            "compute_infer": timed(infer),
-            "compute_output": timed(output),
-            "cache_hit": timed(cache_hit),
-            "cache_miss": timed(cache_miss),
-        },
+        "last_inference": totals.last_ms,
+        "inference_count": totals.rows,
+        "execution_count": totals.executions,
+        "inference_stats": timed(&totals.times()),
         "response_stats": {},
-        "batch_stats": batches,
+        "batch_stats": batches.collect::<Vec<_>>(),
         "memory_usage": [],
     })
 }

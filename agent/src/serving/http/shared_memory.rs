@@ -28,9 +28,9 @@ pub(super) async fn register(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
-    state.0.regions.allow(came)?;
+    state.0.regions.allow(&came)?;
     let Register { key, offset, byte_size } = read_json(&state, &headers, body, LIMIT).await?;
-    state.0.regions.register(&region, &key, offset, byte_size)?;
+    state.0.regions.register(&region, &key, offset, byte_size, came.user())?;
     Ok(StatusCode::OK)
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn unregister(
     region: Option<Path<String>>,
     Extension(came): Extension<Came>,
 ) -> Result<StatusCode, ApiError> {
-    state.0.regions.allow(came)?;
+    state.0.regions.allow(&came)?;
     state.0.regions.unregister(region.as_ref().map(|Path(region)| region.as_str()));
     Ok(StatusCode::OK)
 }
@@ -49,7 +49,7 @@ pub(super) async fn status(
     region: Option<Path<String>>,
     Extension(came): Extension<Came>,
 ) -> Result<Json<Value>, ApiError> {
-    state.0.regions.allow(came)?;
+    state.0.regions.allow(&came)?;
     let regions = state.0.regions.status(region.as_ref().map(|Path(region)| region.as_str()))?;
     let each = regions.iter().map(|region| {
         json!({

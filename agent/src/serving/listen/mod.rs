@@ -4,16 +4,20 @@
 //! does every port.
 
 mod authority;
+mod line;
+mod peer;
 mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
 
+pub(super) use peer::{Came, User};
 pub use socket::{SocketError, SocketFile};
 pub use tls::{TlsError, acceptor};
 
 use super::{
+    budget::Window,
     error::ApiError,
     grpc,
     http::{metrics_router, router},
@@ -28,9 +32,8 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{
-    convert::Infallible, io, net::IpAddr, panic::AssertUnwindSafe, sync::atomic::Ordering, time::Duration,
-};
+use line::{Line, Over};
+use std::{convert::Infallible, io, panic::AssertUnwindSafe, sync::atomic::Ordering, time::Duration};
 use stream::{Io, Protocol, Stream};
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Semaphore, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -42,13 +45,11 @@ const MAX_HEADERS: usize = 64;
 /// Bytes of a request head, and the piece in which bodies are read.
 const BUFFER: usize = 256 * 1024;
 /// Streams of one HTTP/2 connection at a time; more wait at the client.
-const STREAMS: u32 = 128;
-/// Bytes on their way that nobody has read yet: of one stream, of a connection, in one frame.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 2 << 20;
-const FRAME: u32 = 256 << 10;
+const STREAMS: u32 = 64;
+/// Bytes of one frame of HTTP/2.
+const FRAME: u32 = 64 << 10;
 /// Bytes of a request head over HTTP/2, unpacked.
-const HEAD_LIST: u32 = 32 << 10;
+const HEAD_LIST: u32 = 16 << 10;
 /// An idle HTTP/2 connection is asked whether it lives, and given that long to say so.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
@@ -94,32 +95,13 @@ impl Listener {
             Kind::Tcp(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
                 let _ = stream.set_nodelay(true); // only costs latency if it fails
-                let came = Came::Tcp { local: stream.local_addr()?.ip(), peer: peer.ip() };
+                let came = Came::by_tcp(stream.local_addr()?, peer);
                 Ok(Accepted { io: Io::Tcp(stream), came, tls: tls.clone() })
             }
             Kind::Unix(socket) => {
-                let io = Io::Unix(socket.accept().await?);
-                Ok(Accepted { io, came: Came::Socket, tls: None })
-            }
-        }
-    }
-}
-
-/// The way a request came in.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Came {
-    Tcp { local: IpAddr, peer: IpAddr },
-    Socket,
-}
-
-impl Came {
-    /// From a program on this machine.
-    pub(super) fn is_local(self) -> bool {
-        match self {
-            Self::Socket => true,
-            Self::Tcp { local, peer } => {
-                let peer = peer.to_canonical();
-                peer.is_loopback() || peer == local.to_canonical()
+                let stream = socket.accept().await?;
+                let came = Came::by_file(&stream);
+                Ok(Accepted { io: Io::Unix(stream), came, tls: None })
             }
         }
     }
@@ -229,39 +211,68 @@ async fn connection(accepted: Accepted, service: Service) {
     }
     service.state.0.connections.fetch_add(1, Ordering::Relaxed);
     let open = Open(service.state.clone());
-    let patience = open.0.0.config.header_timeout;
+    let config = &open.0.0.config;
+    let (patience, write_timeout) = (config.header_timeout, config.write_timeout);
     let Accepted { io, came, tls } = accepted;
     let begin = async {
         let io = tls::handshake(io, tls, patience).await?;
-        Stream::tell(io, patience).await
+        Stream::tell(io, patience, write_timeout).await
     };
     let begun = tokio::select! {
         begun = begin => begun,
         () = service.shutdown.cancelled() => None, // it has asked for nothing yet
     };
     let Some((stream, protocol)) = begun else { return };
+    let line = (protocol == Protocol::Http2).then(Line::new);
+    let window = line.as_ref().map(|_| Window::open(&open.0));
+    if let Some(None) = window {
+        open.0.0.refused_connections.fetch_add(1, Ordering::Relaxed);
+        return; // bodies hold all memory there is
+    }
+    let window = window.flatten();
     let shutdown = service.shutdown.clone();
+    let calls = line.clone();
     let answering = service_fn(move |request: Request<Incoming>| {
-        let answer = AssertUnwindSafe(answer(service.clone(), came, request.map(Body::new))).catch_unwind();
+        let call = calls.as_ref().map(Line::enter);
+        let answer = answer(service.clone(), came.clone(), request.map(Body::new));
+        let answer = AssertUnwindSafe(answer).catch_unwind();
         async move {
-            Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| {
+            let answer = answer.await.unwrap_or_else(|_| {
                 tracing::error!("a request handler panicked");
                 let why = "the request broke the agent's handler";
                 ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why).into_response()
-            }))
+            });
+            Ok::<_, Infallible>(match call {
+                Some(call) => answer.map(|body| call.answer(body)),
+                None => answer,
+            })
         }
     });
+    // Over HTTP/1 the socket and the time for the next head say as much.
+    let watching = async || match &line {
+        Some(line) => line.watch(config.idle_timeout, write_timeout).await,
+        None => std::future::pending().await,
+    };
     let stream = TokioIo::new(stream);
     /// Both kinds of connection end in the same way.
     macro_rules! until_shutdown {
         ($serving:expr) => {{
             let serving = $serving;
             tokio::pin!(serving);
-            tokio::select! {
-                ended = &mut serving => ended,
-                () = shutdown.cancelled() => {
+            let over = tokio::select! {
+                ended = &mut serving => Ok(ended),
+                over = watching() => Err(over),
+                () = shutdown.cancelled() => Err(Over::Idle),
+            };
+            match over {
+                Ok(ended) => ended,
+                Err(Over::Stalled) => return tracing::debug!("a client takes no answer and is cut off"),
+                Err(Over::Idle) => {
                     serving.as_mut().graceful_shutdown();
-                    serving.await
+                    tokio::select! {
+                        ended = serving => ended,
+                        _ = watching() => return, // it does not go
+                    }
                 }
             }
         }};
@@ -279,8 +290,8 @@ async fn connection(accepted: Accepted, service: Service) {
             http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(STREAMS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_stream_window_size(window.as_ref().map(Window::bytes))
+                .initial_connection_window_size(window.as_ref().map(Window::bytes))
                 .max_frame_size(FRAME)
                 .max_header_list_size(HEAD_LIST)
                 .keep_alive_interval(PING)
@@ -294,7 +305,7 @@ async fn connection(accepted: Accepted, service: Service) {
 }
 
 async fn answer(service: Service, came: Came, mut request: Request<Body>) -> axum::response::Response {
-    request.extensions_mut().insert(came);
+    request.extensions_mut().insert(came.clone());
     if service.has_grpc && grpc::is_meant(&request) {
         request.extensions_mut().insert(Stopping(service.shutdown));
         return grpc::answer(service.state, came, request).await;

@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::{Sleep, sleep},
 };
 use tokio_rustls::server::TlsStream;
 
@@ -35,6 +36,30 @@ pub(super) struct Stream {
     authority: Option<Authority>,
     /// Bytes that came since the last ones were sent.
     unanswered: usize,
+    writes: Writes,
+}
+
+/// How long the other side has taken nothing.
+struct Writes {
+    patience: Duration,
+    /// Runs while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Writes {
+    /// What became of a write; an error once none went on for the whole patience.
+    fn judge<T>(&mut self, context: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.stalled = None;
+            return done;
+        }
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        match stalled.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +69,13 @@ pub(super) enum Protocol {
 }
 
 impl Stream {
-    /// Waits for as many bytes as tell the protocol; `None` if the client goes or sends nothing for `patience`.
-    pub(super) async fn tell(mut io: Io, patience: Duration) -> Option<(Self, Protocol)> {
+    /// Waits for as many bytes as tell the protocol; `None` if the client goes or sends nothing for `patience`. A client
+    /// that takes no byte for `write_patience` gets no more.
+    pub(super) async fn tell(
+        mut io: Io,
+        patience: Duration,
+        write_patience: Duration,
+    ) -> Option<(Self, Protocol)> {
         let mut first = [0; PREFACE.len()];
         let mut filled = 0;
         let telling = async {
@@ -64,7 +94,8 @@ impl Stream {
         let by_file = matches!((&io, protocol), (Io::Unix(_), Protocol::Http2));
         let authority = by_file.then(Authority::new);
         let first = Bytes::copy_from_slice(&first[..filled]);
-        Some((Self { first, io, authority, unanswered: 0 }, protocol))
+        let writes = Writes { patience: write_patience, stalled: None };
+        Some((Self { first, io, authority, unanswered: 0, writes }, protocol))
     }
 }
 
@@ -153,7 +184,8 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.unanswered = 0;
-        Pin::new(&mut stream.io).poll_write(context, data)
+        let written = Pin::new(&mut stream.io).poll_write(context, data);
+        stream.writes.judge(context, written)
     }
     fn poll_write_vectored(
         self: Pin<&mut Self>,
@@ -162,15 +194,20 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.unanswered = 0;
-        Pin::new(&mut stream.io).poll_write_vectored(context, data)
+        let written = Pin::new(&mut stream.io).poll_write_vectored(context, data);
+        stream.writes.judge(context, written)
     }
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
     }
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(context)
+        let stream = self.get_mut();
+        let flushed = Pin::new(&mut stream.io).poll_flush(context);
+        stream.writes.judge(context, flushed)
     }
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+        let stream = self.get_mut();
+        let done = Pin::new(&mut stream.io).poll_shutdown(context);
+        stream.writes.judge(context, done)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     OipError,
-    fit::bad,
+    fit::{Memory, bad},
     protobuf::{Fields, Value, varint},
 };
 use bytes::Bytes;
@@ -26,12 +26,13 @@ fn field_of(datatype: Datatype) -> Option<u32> {
 /// Reads the elements of tensor `name` as its raw bytes.
 ///
 /// # Errors
-/// [`OipError::Bad`] names the tensor and the element.
+/// [`OipError::Bad`] names the tensor and the element; [`OipError::Busy`] if there is no room for what they decode to.
 pub(super) fn read_contents(
     name: &str,
     datatype: Datatype,
     shape: &[usize],
     contents: Bytes,
+    memory: &mut dyn Memory,
 ) -> Result<Vec<u8>, OipError> {
     let Some(field) = field_of(datatype) else {
         return bad(format!("input `{name}`: {datatype} has no typed contents; send raw_input_contents"));
@@ -49,8 +50,13 @@ pub(super) fn read_contents(
             "input `{name}`: shape {shape:?} needs more elements than fit into {found} bytes"
         ));
     };
-    let mut elements = Elements { name, datatype, wanted, count: 0, out: Vec::new() };
-    elements.out.reserve(wanted * datatype.size().unwrap_or(8));
+    // A byte may become eight; a text gets its length in front.
+    let decoded = match datatype.size() {
+        Some(size) => wanted.saturating_mul(size),
+        None => wanted.saturating_mul(4).saturating_add(contents.len()),
+    };
+    memory.charge(decoded)?;
+    let mut elements = Elements { name, datatype, wanted, count: 0, out: Vec::with_capacity(decoded) };
     let mut fields = Fields::of(contents);
     while let Some((found, value)) = fields.next()? {
         if found == field {
@@ -150,7 +156,10 @@ impl Elements<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::protobuf::Writer, *};
+    use super::{
+        super::{NoMemory, protobuf::Writer},
+        *,
+    };
 
     fn packed(field: u32, elements: &[i64]) -> Bytes {
         let mut writer = Writer::new();
@@ -176,7 +185,8 @@ mod tests {
             (Datatype::Uint64, 4, vec![1], None),
             (Datatype::Fp16, 2, vec![1], None),
         ] {
-            let found = read_contents("x", datatype, &[elements.len()], packed(field, &elements));
+            let found =
+                read_contents("x", datatype, &[elements.len()], packed(field, &elements), &mut NoMemory);
             assert_eq!(found.ok(), raw, "{datatype} {elements:?}");
         }
     }
@@ -188,12 +198,18 @@ mod tests {
         raw.extend(b"\x35");
         raw.extend(3.0f32.to_le_bytes());
         let wanted: Vec<u8> = [1.5f32, -2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(read_contents("x", Datatype::Fp32, &[3], raw.clone().into()).unwrap(), wanted);
+        assert_eq!(
+            read_contents("x", Datatype::Fp32, &[3], raw.clone().into(), &mut NoMemory).unwrap(),
+            wanted
+        );
         for shape in [2, 4, usize::MAX] {
-            assert!(read_contents("x", Datatype::Fp32, &[shape], raw.clone().into()).is_err(), "{shape}");
+            assert!(
+                read_contents("x", Datatype::Fp32, &[shape], raw.clone().into(), &mut NoMemory).is_err(),
+                "{shape}"
+            );
         }
         let texts = Bytes::from_static(b"\x42\x02ab\x42\x00");
-        let raw = read_contents("x", Datatype::Bytes, &[1, 2], texts).unwrap();
+        let raw = read_contents("x", Datatype::Bytes, &[1, 2], texts, &mut NoMemory).unwrap();
         assert_eq!(raw, b"\x02\0\0\0ab\0\0\0\0");
     }
 }

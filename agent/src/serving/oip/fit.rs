@@ -42,9 +42,14 @@ pub trait Memory {
     /// # Errors
     /// As reading.
     fn write(&mut self, place: &Place, data: &[u8]) -> Result<(), OipError>;
+    /// Asked before `bytes` are allocated for what a request decodes to.
+    ///
+    /// # Errors
+    /// [`OipError::Busy`] if there is no room for them.
+    fn charge(&mut self, bytes: usize) -> Result<(), OipError>;
 }
 
-/// Where there is none.
+/// Where there is no shared memory, and decoding is not counted.
 pub struct NoMemory;
 
 impl Memory for NoMemory {
@@ -53,6 +58,9 @@ impl Memory for NoMemory {
     }
     fn write(&mut self, place: &Place, _: &[u8]) -> Result<(), OipError> {
         bad(format!("there is no shared memory `{}` here", place.region))
+    }
+    fn charge(&mut self, _: usize) -> Result<(), OipError> {
+        Ok(())
     }
 }
 

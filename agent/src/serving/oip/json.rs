@@ -2,7 +2,7 @@
 //!
 //! JSON has no NaN and no infinity, so neither is taken nor written: such values travel in binary.
 
-use super::OipError;
+use super::{Memory, OipError};
 use edgefleet_shared::tensor::{Datatype, Tensor, element_count};
 use std::{borrow::Cow, io::Write, str::FromStr};
 
@@ -12,8 +12,14 @@ pub const MAX_RANK: usize = 8;
 /// Reads `text`, which is one valid JSON value, as the raw bytes of a tensor.
 ///
 /// # Errors
-/// [`OipError::Bad`] names the tensor and the element.
-pub fn parse_data(name: &str, datatype: Datatype, shape: &[usize], text: &str) -> Result<Vec<u8>, OipError> {
+/// [`OipError::Bad`] names the tensor and the element; [`OipError::Busy`] if there is no room for what it decodes to.
+pub fn parse_data(
+    name: &str,
+    datatype: Datatype,
+    shape: &[usize],
+    text: &str,
+    memory: &mut dyn Memory,
+) -> Result<Vec<u8>, OipError> {
     let bad = |what: String| OipError::Bad(format!("tensor `{name}`: {what}"));
     if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
         return Err(bad(format!("{datatype} has no form in JSON; send it as binary data")));
@@ -27,7 +33,13 @@ pub fn parse_data(name: &str, datatype: Datatype, shape: &[usize], text: &str) -
             "shape {shape:?} needs {wanted} elements, the data has only {found} characters"
         )));
     }
-    let mut out = Vec::with_capacity(wanted * datatype.size().unwrap_or(8));
+    // Two characters may become eight bytes; a text gets its length in front.
+    let decoded = match datatype.size() {
+        Some(size) => wanted.saturating_mul(size),
+        None => wanted.saturating_mul(4).saturating_add(text.len()),
+    };
+    memory.charge(decoded)?;
+    let mut out = Vec::with_capacity(decoded);
     let mut open: Vec<usize> = Vec::new(); // elements seen in each open array
     let (mut count, mut deepest, mut ragged) = (0usize, 0usize, false);
     for token in (Scan { text: text.as_bytes(), at: 0 }) {
@@ -160,6 +172,9 @@ fn push(datatype: Datatype, token: &[u8], out: &mut Vec<u8>) -> Result<(), Strin
     }
     Ok(())
 }
+
+/// Most bytes of JSON that one byte of a tensor becomes: `false,` for one of BOOL, an escape for one of BYTES.
+pub const MOST_PER_BYTE: usize = 6;
 
 /// Writes the elements of a tensor as a flat JSON array.
 ///

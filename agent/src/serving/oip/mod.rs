@@ -27,6 +27,9 @@ pub enum OipError {
     /// Part of the protocol that this server does not have.
     #[error("{0}")]
     Unsupported(String),
+    /// It is not for this client.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is no room for it now.
     #[error("{0}")]
     Busy(String),

@@ -116,7 +116,7 @@ impl ProtoRequest {
                     None => return bad(format!("input `{name}` has no entry in raw_input_contents")),
                 },
                 (None, contents) => {
-                    let data = read_contents(name, datatype, &shape, contents.unwrap_or_default())?;
+                    let data = read_contents(name, datatype, &shape, contents.unwrap_or_default(), memory)?;
                     checked(name, datatype, shape, data.into())?
                 }
             });

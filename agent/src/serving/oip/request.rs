@@ -83,7 +83,7 @@ impl InferRequest {
         memory: &mut dyn Memory,
     ) -> Result<Self, OipError> {
         if header_length == Some(0) {
-            let inputs = vec![raw_input(body, interface, batch_max)?];
+            let inputs = vec![raw_input(body, interface, batch_max, memory)?];
             return Ok(Self {
                 id: None,
                 inputs,
@@ -112,7 +112,10 @@ impl InferRequest {
             let spec = fit.take(&input.name)?;
             let shape = fit.shape(spec, &input.datatype, &input.shape.0)?;
             inputs.push(match place(&input.name, &input.parameters)? {
-                None => tensor(input, spec, shape, &mut binary, header_length.is_some())?,
+                None => {
+                    let binary = header_length.is_some().then_some(&mut binary);
+                    tensor(input, spec, shape, binary, memory)?
+                }
                 Some(_) if input.data.is_some() || input.parameters.0.contains_key("binary_data_size") => {
                     return bad(format!("input `{}` is both sent and in shared memory", spec.name));
                 }
@@ -152,21 +155,21 @@ fn tensor(
     input: WireInput<'_>,
     spec: &TensorSpec,
     shape: Vec<usize>,
-    binary: &mut Bytes,
-    has_binary: bool,
+    binary: Option<&mut Bytes>,
+    memory: &mut dyn Memory,
 ) -> Result<Tensor, OipError> {
     let name = &spec.name;
     let datatype = spec.datatype;
     let data = match (input.parameters.0.get("binary_data_size"), input.data) {
         (Some(_), Some(_)) => return bad(format!("input `{name}` has both `data` and `binary_data_size`")),
         (None, None) => return bad(format!("input `{name}` has neither `data` nor `binary_data_size`")),
-        (None, Some(text)) => Bytes::from(parse_data(name, datatype, &shape, text.get())?),
+        (None, Some(text)) => Bytes::from(parse_data(name, datatype, &shape, text.get(), memory)?),
         (Some(Parameter::Unsigned(size)), None) => {
-            if !has_binary {
+            let Some(binary) = binary else {
                 return bad(format!(
                     "input `{name}` announces binary data, but the header Inference-Header-Content-Length is missing"
                 ));
-            }
+            };
             let size = usize::try_from(*size).unwrap_or(usize::MAX);
             if size > binary.len() {
                 let left = binary.len();
@@ -183,7 +186,12 @@ fn tensor(
 
 /// The body is the one input of a model, with a batch of 1 and at most one free dimension, whose
 /// size follows from the length. A BYTES input takes the whole body as its one element.
-fn raw_input(body: Bytes, interface: &Interface, batch_max: usize) -> Result<Tensor, OipError> {
+fn raw_input(
+    body: Bytes,
+    interface: &Interface,
+    batch_max: usize,
+    memory: &mut dyn Memory,
+) -> Result<Tensor, OipError> {
     let [spec] = interface.inputs.as_slice() else {
         let found = interface.inputs.len();
         return bad(format!("a raw body fits only a model with one input, this one has {found}"));
@@ -203,6 +211,7 @@ fn raw_input(body: Bytes, interface: &Interface, batch_max: usize) -> Result<Ten
         free.iter().for_each(|at| shape[*at] = 1);
         let len =
             u32::try_from(body.len()).map_err(|_| OipError::Bad("the body is longer than 4 GiB".into()))?;
+        memory.charge(body.len().saturating_add(4))?;
         let data = [&len.to_le_bytes()[..], &body].concat();
         return checked(&spec.name, spec.datatype, fixed(&shape), Bytes::from(data));
     };

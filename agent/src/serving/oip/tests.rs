@@ -65,7 +65,7 @@ proptest! {
     #[test]
     fn data_of_any_text_is_a_tensor_or_an_error(text in "[\\[\\]{}0-9eE+., \"\\\\a-n-]{0,80}", shape in prop::collection::vec(0usize..5, 0..4)) {
         for datatype in [Datatype::Fp64, Datatype::Int8, Datatype::Bytes, Datatype::Bool] {
-            if let Ok(raw) = parse_data("x", datatype, &shape, &text) {
+            if let Ok(raw) = parse_data("x", datatype, &shape, &text, &mut NoMemory) {
                 prop_assert!(Tensor::new("x", datatype, shape.clone(), raw.into()).is_ok());
             }
         }
@@ -81,7 +81,7 @@ proptest! {
             write_data(&tensor, &mut text).unwrap();
             let text = String::from_utf8(text).unwrap();
             prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{}", text);
-            prop_assert_eq!(parse_data("x", datatype, &[len], &text).unwrap(), raw);
+            prop_assert_eq!(parse_data("x", datatype, &[len], &text, &mut NoMemory).unwrap(), raw);
         }
     }
 }
@@ -108,7 +108,7 @@ fn twice_the_body_takes_about_twice_the_time() {
         let text = format!("[{}]", vec!["1.5"; elements].join(","));
         let best = (0..5).map(|_| {
             let began = Instant::now();
-            parse_data("x", Datatype::Fp32, &[elements], &text).unwrap();
+            parse_data("x", Datatype::Fp32, &[elements], &text, &mut NoMemory).unwrap();
             began.elapsed()
         });
         best.min().unwrap_or_default().max(Duration::from_micros(1))

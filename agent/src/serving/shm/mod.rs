@@ -2,7 +2,8 @@
 //!
 //! The other side may write, shrink or remove the file at any time, so it is never mapped: what is read with `pread`
 //! is the agent's own copy, and a file that shrank costs one request, not the agent. Names are plain, links are not
-//! followed, and every use looks at the size again (DECISIONS 13). Only programs on this machine may use it.
+//! followed, and every use looks at the size again (DECISIONS 13). Only programs on this machine may use it, each what
+//! its user could open: the agent, which may be root, lends nobody its rights.
 
 mod region;
 #[cfg(test)]
@@ -11,7 +12,7 @@ mod tests;
 use super::{
     budget::Share,
     error::ApiError,
-    listen::Came,
+    listen::{Came, User},
     oip::{Memory, OipError, Place},
 };
 use axum::http::StatusCode;
@@ -56,7 +57,7 @@ impl Regions {
     ///
     /// # Errors
     /// 501 if it is switched off, 403 for callers on other machines.
-    pub(super) fn allow(&self, came: Came) -> Result<(), ApiError> {
+    pub(super) fn allow(&self, came: &Came) -> Result<(), ApiError> {
         if !self.is_on {
             return Err(ApiError::unsupported(
                 "shared memory is switched off on this device (`serving.shared_memory`)",
@@ -72,13 +73,20 @@ impl Regions {
     /// Opens `key`; from now on requests may name pieces of `offset..offset + size` of it as `name`.
     ///
     /// # Errors
-    /// 409 if the name is taken, 400 if the key is no plain name or there is no such file of that size, 403 if it is
-    /// not for others.
-    pub(super) fn register(&self, name: &str, key: &str, offset: u64, size: u64) -> Result<(), ApiError> {
+    /// 409 if the name is taken, 400 if the key is no plain name or there is no such file of that size, 403 if `user`
+    /// could not open it.
+    pub(super) fn register(
+        &self,
+        name: &str,
+        key: &str,
+        offset: u64,
+        size: u64,
+        user: Option<User>,
+    ) -> Result<(), ApiError> {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(ApiError::bad(format!("a region's name has 1 to {MAX_NAME} bytes")));
         }
-        let region = Arc::new(Region::open(&self.folder, key, offset, size)?);
+        let region = Arc::new(Region::open(&self.folder, key, offset, size, user)?);
         let mut table = self.table.write();
         if table.contains_key(name) {
             let why = format!("shared memory region `{name}` is registered already; unregister it first");
@@ -126,7 +134,7 @@ impl Regions {
     }
 
     /// For one request: what it reads counts against its `share`.
-    pub(super) fn lend<'a>(&'a self, came: Came, share: &'a mut Share) -> Lent<'a> {
+    pub(super) fn lend<'a>(&'a self, came: &'a Came, share: &'a mut Share) -> Lent<'a> {
         Lent { regions: self, came, share }
     }
 
@@ -143,7 +151,7 @@ fn unknown(name: &str) -> String {
 /// The regions as one request uses them.
 pub(super) struct Lent<'a> {
     regions: &'a Regions,
-    came: Came,
+    came: &'a Came,
     share: &'a mut Share,
 }
 
@@ -159,14 +167,18 @@ impl Lent<'_> {
 impl Memory for Lent<'_> {
     fn read(&mut self, place: &Place) -> Result<Bytes, OipError> {
         let region = self.region(place)?;
-        let size = region.check(place)?;
-        self.share.grow(size).map_err(|refusal| OipError::Busy(refusal.message().to_owned()))?;
+        let size = region.check(place, self.came.user())?;
+        self.share.charge(size)?;
         region.read(place, size).map(Bytes::from)
     }
 
     fn write(&mut self, place: &Place, data: &[u8]) -> Result<(), OipError> {
         let region = self.region(place)?;
-        region.check(place)?;
+        region.check(place, self.came.user())?;
         region.write(place, data)
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), OipError> {
+        self.share.charge(bytes)
     }
 }

@@ -2,15 +2,31 @@
 
 use crate::serving::{
     error::ApiError,
+    listen::User,
     oip::{OipError, Place},
 };
 use axum::http::StatusCode;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
+
+/// Whether the system would let `user` read and write a file. Nobody known has the rights of everybody.
+fn is_open_to(user: Option<User>, uid: u32, gid: u32, mode: u32) -> bool {
+    let class = match user {
+        Some(user) if user.uid == 0 => return true,
+        Some(user) if user.uid == uid => mode >> 6,
+        Some(user) if user.gid == Some(gid) => mode >> 3,
+        _ => mode,
+    };
+    class & 0o6 == 0o6
+}
+
+fn shown_user(user: Option<User>) -> String {
+    user.map_or("users that are not known".to_owned(), |user| format!("user {}", user.uid))
+}
 
 /// Longest file name there is.
 const MAX_KEY: usize = 255;
@@ -24,8 +40,15 @@ pub(super) struct Region {
 
 impl Region {
     /// # Errors
-    /// 400 if `key` is no plain name, no file, or smaller than asked; 403 if it is not open to the agent.
-    pub(super) fn open(folder: &Path, key: &str, offset: u64, size: u64) -> Result<Self, ApiError> {
+    /// 400 if `key` is no plain name, no file, or smaller than asked; 403 if it is not open to the agent, or
+    /// would not be to `user`.
+    pub(super) fn open(
+        folder: &Path,
+        key: &str,
+        offset: u64,
+        size: u64,
+        user: Option<User>,
+    ) -> Result<Self, ApiError> {
         let shown: String = key.chars().take(100).collect();
         // `shm_open` wants one slash in front, and clients pass the name on as they gave it there.
         let name = key.strip_prefix('/').unwrap_or(key);
@@ -54,11 +77,8 @@ impl Region {
         if !found.is_file() {
             return Err(ApiError::bad(format!("shared memory key `{shown}` is no file")));
         }
-        // Root can open everything: it must not lend that to its clients.
-        let own = fs::metadata("/proc/self").map_err(failed)?.uid();
-        if own == 0 && found.uid() != 0 && found.mode() & 0o006 != 0o006 {
-            let why =
-                format!("shared memory key `{shown}` belongs to another user and is not open to others");
+        if !is_open_to(user, found.uid(), found.gid(), found.mode()) {
+            let why = format!("shared memory key `{shown}` is not open to {}", shown_user(user));
             return Err(ApiError::new(StatusCode::FORBIDDEN, why));
         }
         match offset.checked_add(size) {
@@ -84,11 +104,12 @@ impl Region {
         self.size
     }
 
-    /// The size of `place`, once it is within the region and the region still within the file.
+    /// The size of `place`, once it is within the region, the region still within the file, and the file open to `user`,
+    /// who need not be the one that registered it.
     ///
     /// # Errors
-    /// [`OipError::Bad`] with the numbers.
-    pub(super) fn check(&self, place: &Place) -> Result<usize, OipError> {
+    /// [`OipError::Bad`] with the numbers, [`OipError::Forbidden`].
+    pub(super) fn check(&self, place: &Place, user: Option<User>) -> Result<usize, OipError> {
         let Place { region, offset, size } = place;
         let end = offset.checked_add(*size).filter(|end| *end <= self.size);
         let Some(end) = end else {
@@ -97,7 +118,13 @@ impl Region {
                 self.size
             )));
         };
-        let now = self.file.metadata().map_err(|error| self.failed(place, "looked at", &error))?.len();
+        let found = self.file.metadata().map_err(|error| self.failed(place, "looked at", &error))?;
+        if !is_open_to(user, found.uid(), found.gid(), found.mode()) {
+            let who = shown_user(user);
+            let why = format!("the file of shared memory region `{region}` is not open to {who}");
+            return Err(OipError::Forbidden(why));
+        }
+        let now = found.len();
         if self.offset.saturating_add(end) > now {
             return Err(OipError::Bad(format!(
                 "the file of shared memory region `{region}` has shrunk to {now} bytes since it was registered"

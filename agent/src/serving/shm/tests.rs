@@ -5,9 +5,15 @@ use crate::serving::http::tests::{Server, echo_bundle};
 use edgefleet_shared::tensor::Datatype;
 use std::{
     fs::{self, File},
-    os::unix::fs::symlink,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     sync::atomic::{AtomicBool, Ordering},
 };
+
+/// Whoever runs the tests.
+fn me() -> Option<User> {
+    let own = fs::metadata("/proc/self").unwrap();
+    Some(User { uid: own.uid(), gid: Some(own.gid()) })
+}
 
 fn place(offset: u64, size: u64) -> Place {
     Place { region: "r".into(), offset, size }
@@ -21,8 +27,8 @@ fn regions(folder: &tempfile::TempDir) -> Regions {
 /// One read and one write as a request does them.
 async fn used(regions: &Regions, place: &Place) -> (Result<Bytes, OipError>, Result<(), OipError>) {
     let server = Server::start(vec![echo_bundle(Datatype::Fp32)]).await;
-    let mut share = Share::new(&server.state);
-    let mut memory = regions.lend(Came::Socket, &mut share);
+    let (mut share, came) = (Share::new(&server.state), Came::Socket { user: me() });
+    let mut memory = regions.lend(&came, &mut share);
     let read = memory.read(place);
     let data = vec![9; read.as_ref().map_or(1, Bytes::len)];
     (read, memory.write(place, &data))
@@ -32,14 +38,14 @@ async fn used(regions: &Regions, place: &Place) -> (Result<Bytes, OipError>, Res
 async fn a_piece_of_a_file_is_read_and_written_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let regions = regions(&folder);
-    regions.register("r", "/tensors", 1024, 2048).unwrap();
+    regions.register("r", "/tensors", 1024, 2048, me()).unwrap();
     let (read, written) = used(&regions, &place(8, 16)).await;
     assert_eq!((read.unwrap(), written), (Bytes::from(vec![7; 16]), Ok(())));
     let file = fs::read(folder.path().join("tensors")).unwrap();
     assert_eq!((file.len(), &file[1031..1034], &file[1047..1049]), (4096, &[7, 9, 9][..], &[9, 7][..]));
     let status = RegionStatus { name: "r".into(), key: "/tensors".into(), offset: 1024, size: 2048 };
     assert_eq!(regions.status(Some("r")).unwrap(), [status]);
-    assert_eq!(regions.register("r", "tensors", 0, 1).unwrap_err().status, StatusCode::CONFLICT);
+    assert_eq!(regions.register("r", "tensors", 0, 1, me()).unwrap_err().status, StatusCode::CONFLICT);
     regions.unregister(Some("r"));
     regions.unregister(Some("r"));
     assert_eq!(regions.status(Some("r")).unwrap_err().status, StatusCode::NOT_FOUND);
@@ -81,12 +87,12 @@ fn only_plain_names_of_plain_files_are_opened() {
         &"x".repeat(300),
         &outside.path().display().to_string(),
     ] {
-        let refused = regions.register("r", key, 0, 64);
+        let refused = regions.register("r", key, 0, 64, me());
         assert_eq!(refused.unwrap_err().status, StatusCode::BAD_REQUEST, "{key:?}");
     }
     assert!(
-        regions.register("", "tensors", 0, 64).is_err()
-            && regions.register(&"n".repeat(257), "tensors", 0, 64).is_err()
+        regions.register("", "tensors", 0, 64, me()).is_err()
+            && regions.register(&"n".repeat(257), "tensors", 0, 64, me()).is_err()
     );
     assert!(regions.status(None).unwrap().is_empty());
 }
@@ -96,9 +102,9 @@ async fn offsets_beyond_the_file_or_the_region_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let regions = regions(&folder);
     for (offset, size) in [(0, 4097), (4096, 1), (1, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX), (0, 0)] {
-        assert!(regions.register("r", "tensors", offset, size).is_err(), "{offset} {size}");
+        assert!(regions.register("r", "tensors", offset, size, me()).is_err(), "{offset} {size}");
     }
-    regions.register("r", "tensors", 96, 4000).unwrap();
+    regions.register("r", "tensors", 96, 4000, me()).unwrap();
     for (offset, size, ok) in [
         (0, 4000, true),
         (4000, 0, true),
@@ -117,7 +123,7 @@ async fn offsets_beyond_the_file_or_the_region_are_refused() {
 async fn a_file_that_shrinks_costs_a_request_and_does_not_grow_again() {
     let folder = tempfile::tempdir().unwrap();
     let regions = regions(&folder);
-    regions.register("r", "tensors", 0, 4096).unwrap();
+    regions.register("r", "tensors", 0, 4096, me()).unwrap();
     let path = folder.path().join("tensors");
     File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
     let (read, written) = used(&regions, &place(0, 4096)).await;
@@ -139,7 +145,7 @@ async fn truncating_in_flight_breaks_nothing() {
     let size = 1 << 20;
     fs::write(&path, vec![7; size]).unwrap();
     let regions = Regions::within(folder.path().into(), true);
-    regions.register("r", "tensors", 0, size as u64).unwrap();
+    regions.register("r", "tensors", 0, size as u64, me()).unwrap();
     let server = Server::start(vec![]).await;
     let stop = AtomicBool::new(false);
     let (mut whole, mut refused) = (0, 0);
@@ -153,8 +159,8 @@ async fn truncating_in_flight_breaks_nothing() {
         });
         let began = std::time::Instant::now();
         while (whole == 0 || refused == 0 || whole + refused < 500) && began.elapsed().as_secs() < 20 {
-            let mut share = Share::new(&server.state);
-            let mut memory = regions.lend(Came::Socket, &mut share);
+            let (mut share, came) = (Share::new(&server.state), Came::Socket { user: me() });
+            let mut memory = regions.lend(&came, &mut share);
             match memory.read(&place(0, size as u64)) {
                 Ok(data) => {
                     assert_eq!(data.len(), size);
@@ -172,15 +178,54 @@ async fn truncating_in_flight_breaks_nothing() {
 
 #[test]
 fn other_machines_and_a_switch_keep_shared_memory_away() {
-    let address = |text: &str| text.parse().unwrap();
-    let remote = Came::Tcp { local: address("10.0.0.1"), peer: address("10.0.0.2") };
+    let address = |text: &str| std::net::SocketAddr::new(text.parse().unwrap(), 1);
+    let remote = Came::by_tcp(address("10.0.0.1"), address("10.0.0.2"));
     let on = Regions::new(true);
-    assert_eq!(on.allow(remote).unwrap_err().status, StatusCode::FORBIDDEN);
+    assert_eq!(on.allow(&remote).unwrap_err().status, StatusCode::FORBIDDEN);
     for (local, peer) in
         [("127.0.0.1", "127.0.0.1"), ("10.0.0.1", "10.0.0.1"), ("::1", "::1"), ("::", "::ffff:127.0.0.1")]
     {
-        assert!(on.allow(Came::Tcp { local: address(local), peer: address(peer) }).is_ok(), "{peer}");
+        assert!(on.allow(&Came::by_tcp(address(local), address(peer))).is_ok(), "{peer}");
     }
-    assert!(on.allow(Came::Socket).is_ok());
-    assert_eq!(Regions::new(false).allow(Came::Socket).unwrap_err().status, StatusCode::NOT_IMPLEMENTED);
+    assert!(on.allow(&Came::Socket { user: None }).is_ok());
+    assert_eq!(
+        Regions::new(false).allow(&Came::Socket { user: None }).unwrap_err().status,
+        StatusCode::NOT_IMPLEMENTED
+    );
+}
+
+#[tokio::test]
+async fn a_client_gets_what_its_own_user_could_open() {
+    let server = Server::start(vec![]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let regions = regions(&folder);
+    let path = folder.path().join("tensors");
+    let own = me().unwrap();
+    let nobody = User { uid: own.uid + 1, gid: own.gid.map(|gid| gid + 1) };
+    let colleague = User { uid: own.uid + 1, ..own };
+    for (mode, user, ok) in [
+        (0o600, Some(own), true),
+        (0o600, Some(colleague), false),
+        (0o600, Some(nobody), false),
+        (0o600, None, false),
+        (0o660, Some(colleague), true),
+        (0o660, Some(nobody), false),
+        (0o606, Some(nobody), true),
+        (0o606, None, true),
+        (0o604, Some(nobody), false),
+    ] {
+        let lent = |user| Came::Socket { user };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let found = regions.register("r", "tensors", 0, 64, user);
+        assert_eq!(found.is_ok(), ok, "{mode:o} {user:?}");
+        assert!(found.is_ok() || found.is_err_and(|refusal| refusal.status == StatusCode::FORBIDDEN));
+        // Whoever has registered it, each use is looked at.
+        regions.unregister(None);
+        regions.register("r", "tensors", 0, 64, me()).unwrap();
+        let (mut share, came) = (Share::new(&server.state), lent(user));
+        let mut memory = regions.lend(&came, &mut share);
+        assert_eq!(memory.read(&place(0, 8)).is_ok(), ok, "{mode:o} {user:?}");
+        assert_eq!(memory.write(&place(0, 8), &[1; 8]).is_ok(), ok, "{mode:o} {user:?}");
+        regions.unregister(None);
+    }
 }

@@ -164,7 +164,12 @@ async fn a_stream_answers_in_order_and_survives_a_bad_request() {
     let mut client = Client::connect(&server).await;
     let mut body = vec![];
     for n in 0..20u8 {
-        body.extend(frame(&if n == 7 { b"\x0a\x00".to_vec() } else { two([f32::from(n), 0.0]) }));
+        body.extend(frame(&match n {
+            7 => b"\x0a\x00".to_vec(),
+            9 => inference("nobody", "FP32", &[1, 2], &[0; 8]),
+            11 => inference("echo-fp32", "FP64", &[1, 2], &[0; 8]),
+            n => two([f32::from(n), 0.0]),
+        }));
     }
     let request = client.request("ModelStreamInfer", &[], body);
     let told = client.send(request).await;
@@ -174,9 +179,14 @@ async fn a_stream_answers_in_order_and_survives_a_bad_request() {
     for (n, message) in messages.into_iter().enumerate() {
         let fields = Fields::of(message);
         let error = first(fields.clone(), 1).map(|text| text.text().unwrap());
-        assert_eq!(error.is_some(), n == 7, "{error:?}");
-        if n != 7 {
-            let response = first(fields, 2).unwrap().message().unwrap();
+        assert_eq!(error.is_some(), [7, 9, 11].contains(&n), "{error:?}");
+        let Some(response) = first(fields, 2) else {
+            assert_eq!(n, 7, "only a request without an id has none to be told");
+            continue;
+        };
+        let response = response.message().unwrap();
+        assert_eq!(first(response.clone(), 3).unwrap().text().unwrap(), "a", "{n}");
+        if error.is_none() {
             assert_eq!(first(response, 6).unwrap().bytes().unwrap(), raw(&[n as f32, 0.0]));
         }
     }

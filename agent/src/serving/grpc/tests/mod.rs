@@ -16,29 +16,29 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 /// One connection.
-pub(super) struct Client {
+pub(in crate::serving) struct Client {
     sender: http2::SendRequest<Full<Bytes>>,
     authority: String,
 }
 
 #[derive(Debug)]
-pub(super) struct Told {
-    pub(super) code: u16,
-    pub(super) text: String,
-    pub(super) bundle: Option<String>,
+pub(in crate::serving) struct Told {
+    pub(in crate::serving) code: u16,
+    pub(in crate::serving) text: String,
+    pub(in crate::serving) bundle: Option<String>,
     /// Messages, each with its head.
-    pub(super) body: Vec<u8>,
+    pub(in crate::serving) body: Vec<u8>,
 }
 
 impl Told {
     /// The one message.
-    pub(super) fn message(&self) -> Fields {
+    pub(in crate::serving) fn message(&self) -> Fields {
         assert_eq!(self.code, 0, "{}", self.text);
         let mut messages = self.messages();
         assert_eq!(messages.len(), 1);
         Fields::of(messages.remove(0))
     }
-    pub(super) fn messages(&self) -> Vec<Bytes> {
+    pub(in crate::serving) fn messages(&self) -> Vec<Bytes> {
         let mut rest = &self.body[..];
         let mut messages = vec![];
         while let [0, a, b, c, d, tail @ ..] = rest {
@@ -51,12 +51,12 @@ impl Told {
     }
 }
 
-pub(super) fn frame(message: &[u8]) -> Vec<u8> {
+pub(in crate::serving) fn frame(message: &[u8]) -> Vec<u8> {
     [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
 }
 
 impl Client {
-    pub(super) async fn connect(server: &Server) -> Self {
+    pub(in crate::serving) async fn connect(server: &Server) -> Self {
         let stream = TcpStream::connect(server.address).await.unwrap();
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -64,7 +64,7 @@ impl Client {
         Self { sender, authority: server.address.to_string() }
     }
 
-    pub(super) fn request(
+    pub(in crate::serving) fn request(
         &self,
         method: &str,
         headers: &[(&str, &str)],
@@ -79,7 +79,7 @@ impl Client {
         request.body(Full::new(body.into())).unwrap()
     }
 
-    pub(super) fn send(
+    pub(in crate::serving) fn send(
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> impl Future<Output = Told> + Send + use<> {
@@ -101,14 +101,14 @@ impl Client {
         }
     }
 
-    pub(super) async fn call(&mut self, method: &str, message: &[u8]) -> Told {
+    pub(in crate::serving) async fn call(&mut self, method: &str, message: &[u8]) -> Told {
         let request = self.request(method, &[], frame(message));
         self.send(request).await
     }
 }
 
 /// One input `x`, its data raw.
-pub(super) fn inference(model: &str, datatype: &str, shape: &[i64], data: &[u8]) -> Vec<u8> {
+pub(in crate::serving) fn inference(model: &str, datatype: &str, shape: &[i64], data: &[u8]) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.text(1, model).text(3, "a");
     writer.message(5, |input| {
@@ -121,7 +121,10 @@ pub(super) fn inference(model: &str, datatype: &str, shape: &[i64], data: &[u8])
 }
 
 /// Texts and numbers of a message by field, the first of each.
-pub(super) fn first(mut fields: Fields, wanted: u32) -> Option<crate::serving::oip::protobuf::Value> {
+pub(in crate::serving) fn first(
+    mut fields: Fields,
+    wanted: u32,
+) -> Option<crate::serving::oip::protobuf::Value> {
     while let Some((field, value)) = fields.next().unwrap() {
         if field == wanted {
             return Some(value);
@@ -130,10 +133,10 @@ pub(super) fn first(mut fields: Fields, wanted: u32) -> Option<crate::serving::o
     None
 }
 
-pub(super) fn raw_output(told: &Told) -> Bytes {
+pub(in crate::serving) fn raw_output(told: &Told) -> Bytes {
     first(told.message(), 6).unwrap().bytes().unwrap()
 }
 
-pub(super) fn two(values: [f32; 2]) -> Vec<u8> {
+pub(in crate::serving) fn two(values: [f32; 2]) -> Vec<u8> {
     inference("echo-fp32", "FP32", &[1, 2], &raw(&values))
 }

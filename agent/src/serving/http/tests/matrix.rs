@@ -116,7 +116,14 @@ async fn every_datatype_survives_json_and_binary_both_ways_under_every_coding() 
                     let again = json_infer("x", datatype, &[2, 2], &said["outputs"][0]["data"]);
                     let text: Value = serde_json::from_str(&again).unwrap();
                     let raw = text["inputs"][0]["data"].to_string();
-                    let back = crate::serving::oip::json::parse_data("x", datatype, &[2, 2], &raw).unwrap();
+                    let back = crate::serving::oip::json::parse_data(
+                        "x",
+                        datatype,
+                        &[2, 2],
+                        &raw,
+                        &mut crate::serving::oip::NoMemory,
+                    )
+                    .unwrap();
                     assert_eq!(back, bytes, "{case}");
                     assert!(rest.is_empty(), "{case}");
                 } else {

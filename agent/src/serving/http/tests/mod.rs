@@ -141,6 +141,17 @@ pub(in crate::serving) fn classifier(counter: u64) -> Arc<ServedBundle> {
     bundle(manifest, Arc::new(Function(model)))
 }
 
+/// One that serves nothing, and that nobody can reach.
+pub(crate) fn state(config: ServingConfig) -> ServingState {
+    let monitor = monitor(Arc::default());
+    ServingState::new(config, SlotTable::new(monitor.clone()), pool(1, 1), monitor)
+}
+
+fn monitor(kept: Arc<Kept>) -> Arc<Monitor> {
+    let config = MonitorConfig::new("dev-1".parse().unwrap(), BootId::from_random([7; 16]));
+    Arc::new(Monitor::new(config, Arc::new(WallClock(Instant::now())), kept))
+}
+
 pub(in crate::serving) struct Server {
     pub(in crate::serving) address: SocketAddr,
     pub(in crate::serving) metrics: SocketAddr,
@@ -162,8 +173,7 @@ impl Server {
         bundles: Vec<Arc<ServedBundle>>,
     ) -> Self {
         let kept = Arc::new(Kept::default());
-        let monitor = MonitorConfig::new("dev-1".parse().unwrap(), BootId::from_random([7; 16]));
-        let monitor = Arc::new(Monitor::new(monitor, Arc::new(WallClock(Instant::now())), kept.clone()));
+        let monitor = monitor(kept.clone());
         let slots = SlotTable::new(monitor.clone());
         for bundle in bundles {
             slots.activate(bundle);
