@@ -158,7 +158,8 @@ impl EngineChooser {
         tracing::info!(bundle = %manifest.name(), setup = %chosen, rounds, "chose an engine");
         self.remember(digest, selection);
         let at = verdicts.iter().position(|(setup, _)| *setup == chosen).unwrap_or(0);
-        verdicts.swap_remove(at).1
+        let passed = verdicts.iter().map(|(setup, _)| setup.to_string()).collect();
+        ProbeVerdict { passed, ..verdicts.swap_remove(at).1 }
     }
 
     /// Fills in the medians where there is something to compare. Returns the rounds.

@@ -19,6 +19,7 @@ mod attempts;
 mod confine;
 mod files;
 mod judge;
+mod look;
 mod messages;
 mod supervisor;
 mod sys;
@@ -26,6 +27,7 @@ mod worker;
 
 pub use attempts::{Attempt, AttemptResult, SelfTest};
 pub use files::BundleFiles;
+pub use look::look;
 pub use worker::probe_worker_main;
 
 use super::{chooser::Budget, setup::Setup};

@@ -52,7 +52,13 @@ pub(super) fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict 
         Err(wrong) => return verdict(&bytes, None, lost(unparsable(&wrong))),
     };
     let judgement = test(bundle, &manifest, options).unwrap_or_else(lost);
-    verdict(&bytes, Some(&manifest), judgement)
+    let mut verdict = verdict(&bytes, Some(&manifest), judgement);
+    let setup = options.setup.or_else(|| {
+        let precision = choose_artifact(&manifest.artifacts)?.precision;
+        Some(Setup { engine: EngineName::Tract, precision, threads: 1 })
+    });
+    verdict.passed.extend(setup.filter(|_| verdict.ok).map(|setup| setup.to_string()));
+    verdict
 }
 
 /// A verdict for a probe that could not take place.
@@ -85,6 +91,7 @@ fn verdict(manifest_bytes: &[u8], manifest: Option<&Manifest>, judgement: Judgem
         ok: judgement.failure.is_none(),
         failure: judgement.failure,
         engine: judgement.engine,
+        passed: vec![],
         golden: judgement.golden,
         operators: judgement.operators,
         measured: judgement.measured,
@@ -211,7 +218,10 @@ pub(super) fn compare(
 }
 
 /// The library that `engines` need, if any does.
-fn library(engines: &[EngineName], options: &ProbeOptions) -> Result<Option<PathBuf>, ProbeFailure> {
+pub(super) fn library(
+    engines: &[EngineName],
+    options: &ProbeOptions,
+) -> Result<Option<PathBuf>, ProbeFailure> {
     if !engines.contains(&EngineName::Onnxruntime) {
         return Ok(None);
     }
@@ -256,14 +266,19 @@ pub(super) fn self_test(attempts: Vec<Attempt>, options: &ProbeOptions) -> Resul
 }
 
 /// What the child must be given besides its task.
-struct Needs {
-    data_bytes: u64,
-    library: Option<PathBuf>,
-    threaded: bool,
+pub(super) struct Needs {
+    pub(super) data_bytes: u64,
+    pub(super) library: Option<PathBuf>,
+    pub(super) threaded: bool,
 }
 
 /// Runs the child to its end, whatever it does.
-fn spawn(task: Task, needs: Needs, files: &[File], options: &ProbeOptions) -> Result<Ended, String> {
+pub(super) fn spawn(
+    task: Task,
+    needs: Needs,
+    files: &[File],
+    options: &ProbeOptions,
+) -> Result<Ended, String> {
     let Needs { data_bytes, library, threaded } = needs;
     let cpu_seconds = options.time_limit.as_secs().saturating_add(2); // the wall clock comes first
     // Threads use the processor side by side.

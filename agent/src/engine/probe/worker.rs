@@ -3,7 +3,10 @@
 use super::{
     Comparison, confine,
     files::failure,
-    messages::{Compare, Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
+    messages::{
+        Compare, Engine, Event, GoldenInput, Input, Loaded, Look, MAX_MESSAGE_BYTES, Outcome, Request, Seen,
+        Task, Test,
+    },
     sys,
 };
 use crate::engine::{
@@ -13,7 +16,7 @@ use crate::engine::{
     onnxruntime::{self, OnnxRuntime},
     piped,
     setup::EngineName,
-    tract::{Inspection, TractEngine},
+    tract::{self, Inspection, TractEngine},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -72,9 +75,8 @@ fn work() -> Result<(), String> {
     };
     let engines = Opened { tract, library };
     let engine = match &request.task {
-        Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. }) => {
-            engines.library_facts()
-        }
+        Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. })
+        | Task::Look(Look { engine: EngineName::Onnxruntime, .. }) => engines.library_facts(),
         _ => EngineFacts { name: engines.tract.name().into(), version: engines.tract.version().into() },
     };
     say(&Event::Ready { protocol: PROBE_PROTOCOL, engine, confinement })?;
@@ -96,6 +98,7 @@ fn work() -> Result<(), String> {
             Ok(comparison) => say(&Event::Compared(comparison)),
             Err(failure) => say(&Event::Done(Outcome { failure: Some(failure), ..Outcome::default() })),
         },
+        Task::Look(task) => look(&engines, &task),
     }
 }
 
@@ -106,6 +109,7 @@ fn descriptors(task: &Task) -> Vec<RawFd> {
             task.contestants.iter().map(|(_, model)| model.fd).chain([task.golden.blob.fd]).collect()
         }
         Task::Attempt(_) => vec![],
+        Task::Look(task) => vec![task.model.fd],
     }
 }
 
@@ -198,6 +202,32 @@ fn compare(engines: &Opened, task: &Compare) -> Result<Comparison, ProbeFailure>
     }
     let times = rounds.times().iter().cloned().zip(failed);
     Ok(times.map(|(times, failed)| failed.map_or(Ok(times), Err)).collect())
+}
+
+/// Says what is in the file before the engine has it: the engine may cost this process.
+fn look(engines: &Opened, task: &Look) -> Result<(), String> {
+    let unusable = |failure| Seen { unusable: Some(failure), ..Seen::default() };
+    let model = match read(&task.model, "the model") {
+        Ok(model) => model,
+        Err(failure) => return say(&Event::Seen(Box::new(unusable(failure)))),
+    };
+    let (seen, interface) = match engines.tract.look(&model, task.interface.as_ref()) {
+        Ok(tract::Seen { traits, problems, interface }) => {
+            let (interface, unusable) = match interface {
+                Ok(interface) => (Some(interface), None),
+                Err(error) => (None, Some(refused(error))),
+            };
+            (Seen { traits: Some(traits), problems, unusable }, interface)
+        }
+        Err(error) => (unusable(refused(error)), None),
+    };
+    say(&Event::Seen(Box::new(seen)))?;
+    let Some(interface) = interface else { return Ok(()) };
+    doing(format!("loading the model with {}", task.engine)).map_err(|failure| failure.message)?;
+    let started = Instant::now();
+    let loaded = engines.load(Engine { name: task.engine, threads: 1 }, model, &interface);
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    say(&Event::Loaded(Loaded { refusal: loaded.err(), load_ms }))
 }
 
 fn run(
