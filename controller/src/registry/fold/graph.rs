@@ -160,11 +160,6 @@ impl Node {
         self.attributes.get(attribute)?.float(field::ATTRIBUTE_F)
     }
 
-    /// Every name it reads, those of graphs inside it included.
-    pub(super) fn reads(&self) -> impl Iterator<Item = &str> {
-        let own = self.inputs.iter().filter(|name| !name.is_empty()).map(String::as_str);
-        own.chain(self.nested.read.keys().map(String::as_str))
-    }
 
     fn to_message(&self) -> Message {
         let mut message = Message::default();
