@@ -29,7 +29,7 @@ const MAX_BASELINE_BYTES: u64 = 8 << 20;
 const MAX_GOLDEN_SAMPLES: usize = 64;
 
 /// A source folder, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BundleSource {
     pub card: ModelCard,
     pub artifacts: Vec<ArtifactSource>,
@@ -46,7 +46,7 @@ pub struct BundleSource {
 }
 
 /// A model file to copy into the bundle.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ArtifactSource {
     pub path: PathBuf,
     pub format: String,
@@ -54,7 +54,7 @@ pub struct ArtifactSource {
     pub targets: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GoldenSource {
     pub name: String,
     pub sample: GoldenSample,

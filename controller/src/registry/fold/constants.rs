@@ -100,7 +100,8 @@ impl<'a> Constants<'a> {
         if [a, b].iter().any(|side| side.values.len() != length && side.values.len() != 1) {
             return None;
         }
-        let at = |side: &Known, index: usize| side.values.get(index).or(side.values.first()).copied().flatten();
+        let at =
+            |side: &Known, index: usize| side.values.get(index).or(side.values.first()).copied().flatten();
         let values = (0..length).map(|i| Some(i64::from(f(at(a, i)?, at(b, i)?)))).collect();
         Some(Known { values, scalar: a.scalar && b.scalar })
     }
@@ -121,10 +122,9 @@ fn constant(node: &Node) -> Result<Option<Known>, NotWire> {
     if let Some(value) = node.attributes.get("value") {
         let Some(tensor) = value.bytes(field::ATTRIBUTE_T).last() else { return Ok(None) };
         let known = weights::ints(tensor)?;
-        return Ok(known.map(|(values, scalar)| Known {
-            values: values.into_iter().map(Some).collect(),
-            scalar,
-        }));
+        return Ok(
+            known.map(|(values, scalar)| Known { values: values.into_iter().map(Some).collect(), scalar })
+        );
     }
     if let Some(value) = node.int("value_int") {
         return Ok(Some(Known { values: vec![Some(value)], scalar: true }));

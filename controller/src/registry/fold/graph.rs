@@ -160,7 +160,6 @@ impl Node {
         self.attributes.get(attribute)?.float(field::ATTRIBUTE_F)
     }
 
-
     fn to_message(&self) -> Message {
         let mut message = Message::default();
         self.inputs.iter().for_each(|name| message.push_text(field::NODE_INPUT, name));
