@@ -194,25 +194,28 @@ fn recipe(quantised: &Quantised, all: &mut Findings) {
     let s8 = count(&quantised.activations, "INT8");
     if s8 > 0 {
         let text = format!(
-            "{s8} activations are quantised to s8: with u8, x86 processors gain several times as much"
+            "activations are quantised to s8 ({s8} times): with u8, x86 processors gain several times as much"
         );
         all.add(Level::Warning, "int8-activations", text);
     }
     let u8 = count(&quantised.weights, "UINT8");
     if u8 > 0 {
-        let text = format!("{u8} weights are u8: engines are fast with s8 weights");
+        let text = format!("weights are u8 ({u8} times): engines are fast with s8 weights");
         all.add(Level::Warning, "int8-weights", text);
     }
     if quantised.integer_operators > 0 {
         let text = format!(
-            "{} operators compute on integers themselves (QOperator or dynamic): the form that all engines read \
+            "operators compute on integers themselves ({} times, QOperator or dynamic): the form that all engines read \
              is QDQ",
             quantised.integer_operators
         );
         all.add(Level::Warning, "int8-form", text);
     }
     if quantised.softmax > 0 {
-        let text = format!("{} Softmax between quantisation steps: leave Softmax in f32", quantised.softmax);
+        let text = format!(
+            "Softmax stands between quantisation steps ({} times): leave Softmax in f32",
+            quantised.softmax
+        );
         all.add(Level::Warning, "softmax-quantised", text);
     }
 }
