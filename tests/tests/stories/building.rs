@@ -12,7 +12,6 @@ use std::path::PathBuf;
 async fn model(args: &[&str]) -> Result<Done> {
     let mut all = vec!["model"];
     all.extend(args);
-    // Whatever is set where the tests run, these stories are about tract alone.
     cli::run(&binaries::edgefleet()?, all, &[]).await
 }
 

@@ -106,7 +106,9 @@ fn merged(node: &Node, norm: &Node, weights: &HashMap<String, Bytes>) -> Result<
     let channels = weight.dims[axis];
     let has_bias = node.inputs.get(2).is_some_and(|name| !name.is_empty());
     let bias = match floats(node, 2)? {
-        Some(bias) => bias.values,
+        // A column would be spread over the rows of a Gemm, not over its channels.
+        Some(bias) if bias.dims == [channels] || bias.dims == [1, channels] => bias.values,
+        Some(_) => return Ok(None),
         None if !has_bias => vec![0.0; channels],
         None => return Ok(None),
     };
@@ -115,7 +117,6 @@ fn merged(node: &Node, norm: &Node, weights: &HashMap<String, Bytes>) -> Result<
         let Some(found) = floats(norm, at)? else { return Ok(None) };
         *slot = found.values;
     }
-    // Gemm's bias may also be of another shape that is spread out.
     if channels == 0 || parameters.iter().any(|values| values.len() != channels) {
         return Ok(None);
     }

@@ -130,6 +130,9 @@ impl Message {
                 Value::Bytes(packed) => {
                     let mut packed = packed.clone();
                     while packed.has_remaining() {
+                        if found.len() == MAX_FIELDS {
+                            return Err(NotWire);
+                        }
                         found.push(varint(&mut packed)?.cast_signed());
                     }
                 }
