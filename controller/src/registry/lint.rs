@@ -65,7 +65,7 @@ pub fn findings(look: &ModelLook, around: Around<'_>) -> Vec<Finding> {
     }
     if let Some(few) = around.golden.filter(|count| *count < FEW_GOLDEN) {
         let text =
-            format!("{few} golden samples: with {FEW_GOLDEN} to 20 of every kind, a wrong engine is found");
+            format!("golden samples: {few}; with {FEW_GOLDEN} to 20 of every kind, a wrong engine is found");
         all.add(Level::Warning, "golden-few", text);
     }
     for done in around.folds {
