@@ -35,6 +35,7 @@ fn a_sound_bundle_passes_and_its_verdict_tells_what_was_seen() {
     let verdict = probe(&bundle);
     assert!(verdict.ok, "{verdict:#?}");
     assert_eq!(verdict.bundle, bundle.manifest.name());
+    assert_eq!(verdict.passed, ["tract/f32/1"]);
     assert_eq!(verdict.golden.len(), 8);
     assert!(verdict.operators.values().sum::<u32>() > 0);
     let measured = verdict.measured.unwrap();
@@ -84,6 +85,7 @@ fn png(pixels: Vec<u8>) -> Vec<u8> {
 fn golden_samples_are_what_clients_send_and_get_around_the_pipeline() {
     let verdict = probe(&digits_of_pictures("").write());
     assert!(verdict.ok, "{verdict:#?}");
+    assert_eq!(verdict.passed, ["tract/f32/1"]);
     assert_eq!(verdict.golden.len(), 8);
 
     let mut other = digits_of_pictures("");
@@ -363,4 +365,38 @@ fn a_hostile_probe_gets_no_key_no_network_no_process_and_no_environment() {
     let holes: Vec<_> = report.attempts.iter().filter(|attempt| attempt.succeeded).collect();
     assert!(holes.is_empty(), "{holes:?}");
     assert!(report.confinement.seccomp == "enforced", "{:?}", report.confinement);
+}
+
+#[test]
+fn a_model_is_looked_into_and_loaded_without_being_run() {
+    let file = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models").join(name);
+    let look = |name: &str| probe::look(&file(name), None, &options()).unwrap();
+
+    let digits = look("digits/v1/model.onnx");
+    let traits = digits.traits.unwrap();
+    assert_eq!((traits.operators["Gemm"], traits.inputs[0].shape.clone()), (1, Some(vec![-1, 64])));
+    assert_eq!(traits.weight_bytes, 4 * (64 * 10 + 10));
+    assert!(digits.unusable.is_none() && digits.engines[0].refusal.is_none());
+
+    let lacking = look("fixtures/unsupported-op.onnx");
+    let tract = &lacking.engines[0];
+    assert_eq!(tract.problems.keys().collect::<Vec<_>>(), ["TfIdfVectorizer"]);
+    assert_eq!(tract.refusal.as_ref().unwrap().op.as_deref(), Some("TfIdfVectorizer"));
+
+    let quantised = look("fixtures/lint.onnx");
+    assert!(quantised.engines[0].problems["Softmax"].contains("wrong"));
+    let quantised = quantised.traits.unwrap().quantised.unwrap();
+    assert_eq!((quantised.softmax, quantised.activations["INT8"], quantised.weights["UINT8"]), (1, 2, 1));
+
+    // 64 GiB at load: the child's loss, and what was seen before is told.
+    let greedy = look("fixtures/out-of-memory-load.onnx");
+    assert_eq!(greedy.engines[0].refusal.as_ref().unwrap().code, RefusalCode::OverMemory);
+    assert!(greedy.traits.unwrap().operators.contains_key("ConstantOfShape"));
+
+    for name in ["fixtures/corrupt.onnx", "fixtures/not-onnx.onnx"] {
+        let broken = look(name);
+        assert_eq!(broken.unusable.unwrap().code, RefusalCode::ModelInvalid, "{name}");
+        assert!(broken.engines.is_empty());
+    }
+    assert!(probe::look(&file("nowhere.onnx"), None, &options()).is_err());
 }

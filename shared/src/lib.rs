@@ -7,6 +7,7 @@ pub mod desired;
 pub mod digest;
 pub mod enroll;
 pub mod ids;
+pub mod lint;
 pub mod maintenance;
 pub mod message;
 pub mod probe;

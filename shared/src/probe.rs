@@ -23,6 +23,9 @@ pub struct ProbeVerdict {
     pub failure: Option<ProbeFailure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineFacts>,
+    /// Every way of running it that passed, as `engine/precision/threads`; the first agents did not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub golden: Vec<GoldenResult>,
     /// How often the model uses each operator, as `domain.Op` or `Op`.

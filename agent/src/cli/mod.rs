@@ -6,6 +6,7 @@ mod enroll;
 mod failure;
 mod infer;
 mod lines;
+mod lint;
 mod npy;
 mod peer;
 mod probe;
@@ -57,6 +58,14 @@ Examples:
   edgefleet-agent probe ./digits-3
   edgefleet-agent probe ./digits-3 --output json | jq .measured")]
     Probe(probe::ProbeArgs),
+    /// Says what a model file is made of and which engine takes it, without running it.
+    #[command(after_help = "\
+The file is read and loaded in a confined child process for each engine.
+
+Examples:
+  edgefleet-agent lint model.onnx
+  edgefleet-agent lint model.onnx --ort-lib libonnxruntime.so --output json | jq .engines")]
+    Lint(lint::LintArgs),
     /// Runs a model once on this machine, without an agent.
     #[command(after_help = "\
 The model is loaded by this very process: `probe` it first if you do not trust it.
@@ -195,6 +204,7 @@ pub fn main() -> ExitCode {
         }),
         Command::Status(args) => block_on(status::status(args)),
         Command::Probe(args) => probe::probe(args),
+        Command::Lint(args) => lint::lint(args),
         Command::Infer(args) if args.lines => block_on(lines::lines(args)),
         Command::Infer(args) => infer::infer(args),
         Command::Replay(args) => block_on(replay::replay(args)),

@@ -232,7 +232,8 @@ impl EngineChooser {
         let chosen = chosen.unwrap_or(first);
         tracing::info!(bundle = %manifest.name(), setup = %chosen, rounds, "chose an engine");
         let at = verdicts.iter().position(|(setup, _)| *setup == chosen).unwrap_or(0);
-        verdicts.swap_remove(at).1
+        let passed = verdicts.iter().map(|(setup, _)| setup.to_string()).collect();
+        ProbeVerdict { passed, ..verdicts.swap_remove(at).1 }
     }
 
     /// Fills in the medians where there is something to compare. Returns the rounds, and the rows of the

@@ -5,6 +5,7 @@
 //! [`router`]; its rules come from `security(...)`, see [`access`]. Routes that take uploads put their own
 //! `DefaultBodyLimit` layer around themselves; everybody else's bodies end at [`MAX_BODY_BYTES`].
 
+mod abilities;
 pub mod access;
 pub mod backup;
 pub mod commands;

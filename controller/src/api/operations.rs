@@ -1,6 +1,6 @@
 //! What the routes about running things share.
 
-use super::{commands, findings, freezes, rollouts, telemetry};
+use super::{abilities, commands, findings, freezes, rollouts, telemetry};
 use crate::{
     commands::Commands,
     desired::DesiredStates,
@@ -38,6 +38,7 @@ pub struct Operations {
 pub fn routes(operations: Arc<Operations>) -> OpenApiRouter {
     OpenApiRouter::new()
         .merge(rollouts::routes())
+        .merge(abilities::routes())
         .merge(freezes::routes())
         .merge(telemetry::routes())
         .merge(commands::routes())

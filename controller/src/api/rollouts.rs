@@ -1,6 +1,7 @@
 //! Rollouts over HTTP: plans in, what became of them out, and the orders of people.
 
 use super::{
+    abilities,
     access::Caller,
     extract::{ApiJson, ApiPath, Pairs, cursor},
     operations::Operations,
@@ -66,6 +67,7 @@ async fn start_rollout(
         let facts = FleetFacts {
             now,
             selected: operations.rollouts.selected(&draft),
+            able: Some(abilities::of(&operations, &draft.plan.rollout.bundle, &draft.plan.select).await?),
             download: request.release.download,
             links: operations.links,
             online: Some(operations.rollouts.online(&membership)),

@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod broker;
+pub mod building;
 pub mod client;
 pub mod context;
 pub mod demo;
@@ -11,6 +12,7 @@ pub mod failure;
 pub mod finding;
 pub mod freeze;
 pub mod keys;
+pub mod lint;
 pub mod model;
 pub mod people;
 mod plan_file;

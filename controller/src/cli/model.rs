@@ -1,15 +1,22 @@
 //! `edgefleet model ...`: from an ONNX file to a bundle in the registry.
 
 use super::{
-    client::ClientError, context::Context, failure::Failure, table, telemetry::TelemetryArgs, verdict,
+    building::{BuildArgs, build},
+    client::ClientError,
+    context::Context,
+    failure::Failure,
+    lint::LintArgs,
+    table,
+    telemetry::TelemetryArgs,
+    verdict,
 };
 use crate::{
     clock,
     registry::{
-        builder::{self, MANIFEST_FILE, RELEASE_FILE, blob_path},
+        ability::Ability,
+        builder::{MANIFEST_FILE, RELEASE_FILE, blob_path},
         http::{BlobList, BundleView, ModelList, PushBody, PushedView, StoredBlob},
         init,
-        probe::Prober,
         record::ModelSummary,
         service::PushOutcome,
     },
@@ -26,6 +33,7 @@ use edgefleet_shared::{
 };
 use futures::{Stream, StreamExt as _};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::json;
 use std::{
     fs, io,
@@ -39,6 +47,7 @@ pub enum ModelCommand {
     Init(InitArgs),
     /// Build a source folder into a bundle and check it as a device would
     Build(BuildArgs),
+    Lint(LintArgs),
     /// Sign a bundle with publisher keys
     Sign(SignArgs),
     /// Send a signed bundle to the controller
@@ -60,25 +69,6 @@ pub struct InitArgs {
     /// Name of the model; without it, guessed from the file name
     #[arg(long)]
     pub name: Option<ModelName>,
-}
-
-#[derive(Debug, Args)]
-pub struct BuildArgs {
-    /// Folder with bundle.toml
-    #[arg(default_value = ".")]
-    pub source: PathBuf,
-    /// Bundle folder to write; without it, `build` inside the source folder
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// The edgefleet-agent that checks; without it, looked for beside this program and in PATH
-    #[arg(long, value_name = "FILE", env = "EDGEFLEET_AGENT_BIN")]
-    pub agent_bin: Option<PathBuf>,
-    /// A libonnxruntime.so to check with too; the bundle passes if one engine takes it
-    #[arg(long, value_name = "FILE", env = "EDGEFLEET_ORT_LIB")]
-    pub ort_lib: Option<PathBuf>,
-    /// Build only; the push will be checked all the same
-    #[arg(long)]
-    pub no_probe: bool,
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +105,7 @@ impl ModelCommand {
         match self {
             Self::Init(args) => init_folder(context, &args),
             Self::Build(args) => build(context, args).await,
+            Self::Lint(args) => args.run(context).await,
             Self::Sign(args) => sign(context, &args),
             Self::Push(args) => push(context, args).await,
             Self::List => list(context).await,
@@ -148,56 +139,6 @@ fn init_folder(context: &Context, args: &InitArgs) -> Result<(), Failure> {
              edgefleet model build {dir}"
         )
     })
-}
-
-async fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
-    let out = args.out.unwrap_or_else(|| args.source.join("build"));
-    let built = builder::build(&args.source, &out)?;
-    let verdict = if args.no_probe {
-        None
-    } else {
-        let probed = Prober::new(args.agent_bin, args.ort_lib).probe(&out, &built.name, built.digest).await;
-        Some(probed.map_err(|e| {
-            Failure::from(e).hint(format!(
-                "{} was built but not checked; name the agent with --agent-bin, or build with --no-probe",
-                built.name
-            ))
-        })?)
-    };
-    let value = json!({
-        "bundle": built.name,
-        "digest": built.digest,
-        "dir": built.dir,
-        "blobs": built.blobs,
-        "bytes": built.bytes,
-        "kept_release": built.kept_release,
-        "verdict": verdict,
-    });
-    context.print(&value, |_| {
-        let checks = match &verdict {
-            Some(verdict) => format!("{}\n", verdict::show(verdict)),
-            None => "Not checked (--no-probe); the controller will check it at the push.\n".to_owned(),
-        };
-        let next = if verdict.as_ref().is_some_and(|verdict| !verdict.ok) {
-            String::new()
-        } else if built.kept_release {
-            "Nothing changed since it was signed.".to_owned()
-        } else {
-            format!("Next: edgefleet model sign {} --key PUBLISHER_KEY", out.display())
-        };
-        format!(
-            "Built {} in {}: {} blobs, {}\n{}\n{checks}{next}",
-            built.name,
-            out.display(),
-            built.blobs,
-            HumanBytes(built.bytes),
-            built.digest,
-        )
-    })?;
-    match verdict {
-        Some(verdict) if !verdict.ok => Err(verdict::failure(&verdict)),
-        _ => Ok(()),
-    }
 }
 
 fn sign(context: &Context, args: &SignArgs) -> Result<(), Failure> {
@@ -358,7 +299,9 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         let name: BundleName = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
         let path = format!("/api/v1/models/{}/bundles/{}", name.model, name.counter);
         let view: BundleView = client.get(&path).await?;
-        return context.print(&view, show_bundle);
+        let able: Ability = client.get(&format!("{path}/devices")).await?;
+        let shown = ShownBundle { view, devices: able };
+        return context.print(&shown, show_bundle);
     }
     let name: ModelName = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let model: ModelSummary = client.get(&format!("/api/v1/models/{name}")).await?;
@@ -378,8 +321,16 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     })
 }
 
-fn show_bundle(view: &BundleView) -> String {
-    let record = &view.bundle;
+/// A bundle, and which enrolled devices can take it.
+#[derive(Serialize)]
+struct ShownBundle {
+    #[serde(flatten)]
+    view: BundleView,
+    devices: Ability,
+}
+
+fn show_bundle(shown: &ShownBundle) -> String {
+    let record = &shown.view.bundle;
     let signers: Vec<_> = record.signers.iter().map(ToString::to_string).collect();
     let overridden = record.overridden.as_ref().map(|one| format!("{} by {}", one.reason, one.by));
     let rows = [
@@ -392,6 +343,7 @@ fn show_bundle(view: &BundleView) -> String {
         ("hardware", if record.hardware.is_empty() { "any".to_owned() } else { record.hardware.join(", ") }),
         ("size", format!("{} in {} blobs", HumanBytes(record.size), record.blobs)),
         ("pushed", format!("{} by {}", record.at, record.pushed_by)),
+        ("devices", shown.devices.to_string()),
     ];
     let rows = rows.into_iter().chain(overridden.map(|text| ("check overridden", text)));
     let rows = rows.map(|(field, value)| vec![field.to_owned(), value]);

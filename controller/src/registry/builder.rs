@@ -62,7 +62,14 @@ pub enum BuildError {
 /// # Errors
 /// [`BuildError`]; `out` is unchanged then.
 pub fn build(source_dir: &Path, out: &Path) -> Result<Built, BuildError> {
-    let source = source::read(source_dir)?;
+    build_source(source::read(source_dir)?, source_dir, out)
+}
+
+/// The same from a source that was read from `source_dir` before.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_source(source: BundleSource, source_dir: &Path, out: &Path) -> Result<Built, BuildError> {
     let write = |source| BuildError::Write { path: out.to_owned(), source };
     let occupied = out.exists();
     if occupied && !out.join(MANIFEST_FILE).is_file() && !is_empty_dir(out).map_err(write)? {

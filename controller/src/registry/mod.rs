@@ -1,13 +1,17 @@
 //! Models and their bundles: from a folder on a laptop to something a device may fetch.
 //!
 //! [`source`] and [`builder`] work on files alone and are what the command line uses; [`onnx`] and [`init`] start
-//! a folder; [`probe`] asks the agent's own engine, in a child process, what a device would say. [`Registry`] is the
+//! a folder; [`fold`] rewrites a model, [`lint`] says what its author should know; [`probe`] asks the agent's own
+//! engine, in a child process, what a device would say; [`ability`] counts the devices that can take a bundle. [`Registry`] is the
 //! server's side: it takes pushes, keeps records and says what devices may fetch.
 
+pub mod ability;
 pub mod builder;
+pub mod fold;
 mod golden_json;
 pub mod http;
 pub mod init;
+pub mod lint;
 mod mistakes;
 pub mod onnx;
 pub mod probe;

@@ -4,16 +4,18 @@
 //! gets a clean environment, a time limit and a bounded pipe, and whatever it does is a typed error.
 
 use edgefleet_shared::{
+    bundle::Interface,
     digest::BundleDigest,
     ids::BundleName,
+    lint::{LINT_SCHEMA, ModelLook},
     probe::{PROBE_PROTOCOL, ProbeVerdict},
 };
 use serde::Deserialize;
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -120,26 +122,104 @@ impl Prober {
         digest: BundleDigest,
     ) -> Result<ProbeVerdict, ProbeError> {
         let program = find_agent_here(self.agent.as_deref())?;
-        let verdict = run(&program, dir, self.library.as_deref(), self.limit).await?;
+        let asked = ask(&program, "probe", &self.arguments(dir), self.limit).await?;
+        let head: ProbeHead =
+            serde_json::from_slice(&asked.answer).map_err(|_| asked.unreadable(&program, None))?;
+        if head.protocol != PROBE_PROTOCOL {
+            return Err(ProbeError::Protocol { program, found: head.protocol });
+        }
+        let verdict: ProbeVerdict =
+            serde_json::from_slice(&asked.answer).map_err(|e| asked.unreadable(&program, Some(&e)))?;
+        if verdict.ok && !asked.status.success() {
+            return Err(asked.without(&program, format!("{} after a good verdict", asked.status)));
+        }
         if verdict.digest != digest || verdict.bundle != *name {
             let found = format!("{} {}", verdict.bundle, verdict.digest);
             return Err(ProbeError::OtherBundle { program, found, wanted: format!("{name} {digest}") });
         }
         Ok(verdict)
     }
+
+    /// Asks what the model file `model` is made of and what each engine makes of it. `interface`: of its
+    /// manifest; without one, what the file declares.
+    ///
+    /// # Errors
+    /// [`ProbeError`] if there is no answer.
+    pub async fn look(&self, model: &Path, interface: Option<&Interface>) -> Result<ModelLook, ProbeError> {
+        let program = find_agent_here(self.agent.as_deref())?;
+        let spawn = |source| ProbeError::Spawn { program: program.clone(), source };
+        let mut arguments = self.arguments(model);
+        // Kept until the agent has read it.
+        let file = match interface {
+            None => None,
+            Some(interface) => {
+                let file = tempfile::NamedTempFile::new().map_err(spawn)?;
+                let json = serde_json::to_vec(interface).unwrap_or_default(); // plain data: cannot fail
+                std::fs::write(file.path(), json).map_err(spawn)?;
+                arguments.extend(["--interface".into(), file.path().into()]);
+                Some(file)
+            }
+        };
+        let asked = ask(&program, "lint", &arguments, self.limit).await?;
+        drop(file);
+        let head: LookHead =
+            serde_json::from_slice(&asked.answer).map_err(|_| asked.unreadable(&program, None))?;
+        if head.schema != LINT_SCHEMA {
+            return Err(ProbeError::Protocol { program, found: head.schema });
+        }
+        serde_json::from_slice(&asked.answer).map_err(|e| asked.unreadable(&program, Some(&e)))
+    }
+
+    /// The thing to look at, and the library to try it with.
+    fn arguments(&self, what: &Path) -> Vec<OsString> {
+        let library = self.library.iter().flat_map(|path| ["--ort-lib".into(), path.into()]);
+        [what.into()].into_iter().chain(library).collect()
+    }
 }
 
-async fn run(
+#[derive(Deserialize)]
+struct ProbeHead {
+    protocol: u32,
+}
+
+#[derive(Deserialize)]
+struct LookHead {
+    schema: u32,
+}
+
+/// What the agent answered, and how it ended.
+struct Asked {
+    answer: Vec<u8>,
+    stderr: String,
+    status: ExitStatus,
+}
+
+impl Asked {
+    fn without(&self, program: &Path, status: String) -> ProbeError {
+        ProbeError::NoVerdict { program: program.to_owned(), status, stderr: self.stderr.clone() }
+    }
+
+    /// `error`: it answered, but not what was understood.
+    fn unreadable(&self, program: &Path, error: Option<&serde_json::Error>) -> ProbeError {
+        let status = match error {
+            None => self.status.to_string(),
+            Some(e) => format!("{}; its answer cannot be read: {e}", self.status),
+        };
+        self.without(program, status)
+    }
+}
+
+/// Runs `program VERB --output json ARGUMENTS`.
+async fn ask(
     program: &Path,
-    dir: &Path,
-    library: Option<&Path>,
+    verb: &str,
+    arguments: &[OsString],
     limit: Duration,
-) -> Result<ProbeVerdict, ProbeError> {
+) -> Result<Asked, ProbeError> {
     let mut command = tokio::process::Command::new(program);
     command
-        .args(["probe", "--output", "json"])
-        .arg(dir)
-        .args(library.iter().flat_map(|library| [OsStr::new("--ort-lib"), library.as_os_str()]))
+        .args([verb, "--output", "json"])
+        .args(arguments)
         .env_clear()
         .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .stdin(Stdio::null())
@@ -162,26 +242,7 @@ async fn run(
     if out.overflow {
         return Err(ProbeError::TooLong { program: program.to_owned() });
     }
-    let stderr = last_lines(&err.bytes);
-    let no_verdict = |status: String| ProbeError::NoVerdict {
-        program: program.to_owned(),
-        status,
-        stderr: stderr.clone(),
-    };
-    #[derive(Deserialize)]
-    struct Head {
-        protocol: u32,
-    }
-    let head: Head = serde_json::from_slice(&out.bytes).map_err(|_| no_verdict(status.to_string()))?;
-    if head.protocol != PROBE_PROTOCOL {
-        return Err(ProbeError::Protocol { program: program.to_owned(), found: head.protocol });
-    }
-    let verdict: ProbeVerdict = serde_json::from_slice(&out.bytes)
-        .map_err(|e| no_verdict(format!("{status}; its answer cannot be read: {e}")))?;
-    if verdict.ok && !status.success() {
-        return Err(no_verdict(format!("{status} after a good verdict")));
-    }
-    Ok(verdict)
+    Ok(Asked { answer: out.bytes, stderr: last_lines(&err.bytes), status })
 }
 
 struct Capped {

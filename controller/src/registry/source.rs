@@ -30,7 +30,7 @@ const MAX_BASELINE_BYTES: u64 = 8 << 20;
 const MAX_GOLDEN_SAMPLES: usize = 64;
 
 /// A source folder, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BundleSource {
     pub card: ModelCard,
     /// Of an engine pack, which has nothing of what a model has.
@@ -63,7 +63,7 @@ pub struct LibrarySource {
 }
 
 /// A model file to copy into the bundle.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ArtifactSource {
     pub path: PathBuf,
     pub format: String,
@@ -71,7 +71,7 @@ pub struct ArtifactSource {
     pub targets: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GoldenSource {
     pub name: String,
     pub sample: GoldenSample,

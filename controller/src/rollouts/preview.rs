@@ -13,6 +13,7 @@ use crate::{
         Gate, GateSettings,
         power::{GatePower, StageForecast},
     },
+    registry::ability::Ability,
     rollout::{Arm, FreezePeriod, Member, Membership, Mode, Plan, PlanMistake, Share, Span, Stratum},
     transfer::Limits,
 };
@@ -29,6 +30,8 @@ pub struct FleetFacts {
     pub now: Timestamp,
     /// Devices the selectors chose; the plan may reach fewer.
     pub selected: u64,
+    /// Which of them can run the bundle.
+    pub able: Option<Ability>,
     /// Bytes a device fetches for the bundle.
     pub download: u64,
     pub links: Limits,
@@ -64,6 +67,9 @@ pub struct Preview {
     pub devices: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online: Option<u64>,
+    /// Which of the selected devices can run the bundle, as far as they say what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub able: Option<Ability>,
     /// Drawn by lot to be compared, up to the stage they are compared in.
     pub canaries: u64,
     pub controls: u64,
@@ -268,6 +274,7 @@ pub fn preview(
         assumed: find::assumed(plan, facts),
         devices: members,
         online: facts.online,
+        able: facts.able.clone(),
         canaries: arms(Arm::Canary),
         controls: arms(Arm::Control),
         strata: membership.summary.strata.iter().filter(|stratum| stratum.devices > 0).cloned().collect(),

@@ -4,6 +4,7 @@
 mod backups;
 mod bad_requests;
 mod bad_sessions;
+mod building;
 mod clients;
 mod clocks;
 mod controllers;

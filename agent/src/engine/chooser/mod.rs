@@ -188,7 +188,7 @@ pub fn offered(
 
 /// Measured on x86-64: tract takes twice the time in int8 and up to 300 times in f16. ONNX Runtime
 /// emulates f16 there.
-fn is_sensible(setup: &Setup) -> bool {
+pub fn is_sensible(setup: &Setup) -> bool {
     match (setup.engine, setup.precision) {
         (_, Precision::F32) => true,
         (EngineName::Tract, Precision::Int8Qdq) => false,

@@ -81,7 +81,7 @@ fn heard(ended: &Ended) -> (Judgement, Option<Outcome>) {
             }
             Ok(Event::Doing(what)) => doing = excerpt(&what),
             Ok(Event::Done(outcome)) => done = Some(outcome),
-            Ok(Event::Attempted(_) | Event::Compared(_)) => {}
+            Ok(Event::Attempted(_) | Event::Compared(_) | Event::Seen(_) | Event::Loaded(_)) => {}
             Err(_) => nonsense = true,
         }
     }
@@ -115,7 +115,7 @@ pub(super) fn judge_comparison(ended: &Ended, contestants: usize) -> Result<Comp
                     return Err(failure);
                 }
             }
-            Ok(Event::Attempted(_)) | Err(_) => {}
+            Ok(Event::Attempted(_) | Event::Seen(_) | Event::Loaded(_)) | Err(_) => {}
         }
     }
     if let Some(failure) = death(ended, &doing, ready) {
@@ -128,7 +128,7 @@ pub(super) fn judge_comparison(ended: &Ended, contestants: usize) -> Result<Comp
 }
 
 /// Why a child that did not end by itself, or failed to start, is at fault.
-fn death(ended: &Ended, doing: &str, was_ready: bool) -> Option<ProbeFailure> {
+pub(super) fn death(ended: &Ended, doing: &str, was_ready: bool) -> Option<ProbeFailure> {
     let words = match excerpt(&ended.stderr) {
         words if words.is_empty() => String::new(),
         words => format!(": {words}"),

@@ -7,6 +7,7 @@ use super::{
 use crate::engine::setup::EngineName;
 use edgefleet_shared::{
     bundle::{Interface, PipelineSpec},
+    lint::ModelTraits,
     probe::{Confinement, EngineFacts, GoldenResult, Measured, ProbeFailure},
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,32 @@ pub(super) enum Task {
     /// Open the library of the request and let it compute something.
     Open,
     Attempt(Vec<Attempt>),
+    Look(Look),
+}
+
+/// A model file to look into and to load, without running it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Look {
+    pub(super) engine: EngineName,
+    pub(super) model: Input,
+    /// `None`: as the file declares it.
+    pub(super) interface: Option<Interface>,
+}
+
+/// What was found in a model file before any engine had it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Seen {
+    pub(super) traits: Option<ModelTraits>,
+    pub(super) unusable: Option<ProbeFailure>,
+    /// What tract lacks or computes wrongly, by operator.
+    pub(super) problems: BTreeMap<String, String>,
+}
+
+/// How loading went.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Loaded {
+    pub(super) refusal: Option<ProbeFailure>,
+    pub(super) load_ms: f64,
 }
 
 /// How a model is run. The variant is in the file.
@@ -109,6 +136,8 @@ pub(super) enum Event {
     Doing(String),
     Attempted(AttemptResult),
     Compared(Comparison),
+    Seen(Box<Seen>),
+    Loaded(Loaded),
     Done(Outcome),
 }
 

@@ -21,6 +21,7 @@ mod compare;
 mod confine;
 mod files;
 mod judge;
+mod look;
 mod messages;
 mod pack;
 mod supervisor;
@@ -29,6 +30,7 @@ mod worker;
 
 pub use attempts::{Attempt, AttemptResult, SelfTest};
 pub use files::BundleFiles;
+pub use look::look;
 pub use worker::probe_worker_main;
 
 use super::{

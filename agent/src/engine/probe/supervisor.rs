@@ -58,7 +58,13 @@ pub(super) fn run(bundle: &BundleFiles, options: &ProbeOptions) -> ProbeVerdict 
         None => test(bundle, &manifest, options),
     };
     let judgement = judgement.unwrap_or_else(lost);
-    verdict(&bytes, Some(&manifest), judgement)
+    let mut verdict = verdict(&bytes, Some(&manifest), judgement);
+    let setup = options.setup.or_else(|| {
+        let precision = choose_artifact(&manifest.artifacts)?.precision;
+        Some(Setup { engine: EngineName::Tract, precision, threads: 1 })
+    });
+    verdict.passed.extend(setup.filter(|_| verdict.ok).map(|setup| setup.to_string()));
+    verdict
 }
 
 /// A verdict for a probe that could not take place.
@@ -91,6 +97,7 @@ fn verdict(manifest_bytes: &[u8], manifest: Option<&Manifest>, judgement: Judgem
         ok: judgement.failure.is_none(),
         failure: judgement.failure,
         engine: judgement.engine,
+        passed: vec![],
         golden: judgement.golden,
         operators: judgement.operators,
         measured: judgement.measured,
@@ -249,7 +256,10 @@ fn room_for_two(manifest: &Manifest, setups: &[Contestant], rows: usize, options
 }
 
 /// The library that `engines` need, if any does.
-fn library(engines: &[EngineName], options: &ProbeOptions) -> Result<Option<PathBuf>, ProbeFailure> {
+pub(super) fn library(
+    engines: &[EngineName],
+    options: &ProbeOptions,
+) -> Result<Option<PathBuf>, ProbeFailure> {
     if !engines.contains(&EngineName::Onnxruntime) {
         return Ok(None);
     }

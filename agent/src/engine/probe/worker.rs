@@ -4,7 +4,9 @@ use super::{
     compare::compare,
     confine,
     files::failure,
-    messages::{Engine, Event, GoldenInput, Input, MAX_MESSAGE_BYTES, Outcome, Request, Task, Test},
+    messages::{
+        Engine, Event, GoldenInput, Input, Loaded, Look, MAX_MESSAGE_BYTES, Outcome, Request, Seen, Task, Test,
+    },
     sys,
 };
 use crate::engine::{
@@ -12,7 +14,7 @@ use crate::engine::{
     onnxruntime::{self, OnnxRuntime},
     piped,
     setup::EngineName,
-    tract::{Inspection, TractEngine},
+    tract::{self, Inspection, TractEngine},
 };
 use bytes::Bytes;
 use edgefleet_shared::{
@@ -72,10 +74,9 @@ fn work() -> Result<(), String> {
     };
     let engines = Opened { tract, library, no_threads };
     let engine = match &request.task {
-        Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. }) => {
-            engines.library_facts()
-        }
-        Task::Open => engines.library_facts(),
+        Task::Test(Test { engine: Engine { name: EngineName::Onnxruntime, .. }, .. })
+        | Task::Look(Look { engine: EngineName::Onnxruntime, .. })
+        | Task::Open => engines.library_facts(),
         _ => EngineFacts { name: engines.tract.name().into(), version: engines.tract.version().into() },
     };
     say(&Event::Ready { protocol: PROBE_PROTOCOL, engine, confinement })?;
@@ -98,6 +99,7 @@ fn work() -> Result<(), String> {
             Ok(comparison) => say(&Event::Compared(comparison)),
             Err(failure) => say(&Event::Done(Outcome { failure: Some(failure), ..Outcome::default() })),
         },
+        Task::Look(task) => look(&engines, &task),
     }
 }
 
@@ -108,6 +110,7 @@ fn descriptors(task: &Task) -> Vec<RawFd> {
             task.contestants.iter().map(|one| one.model.fd).chain([task.golden.blob.fd]).collect()
         }
         Task::Open | Task::Attempt(_) => vec![],
+        Task::Look(task) => vec![task.model.fd],
     }
 }
 
@@ -179,6 +182,32 @@ fn say(event: &Event) -> Result<(), String> {
 
 pub(super) fn doing(what: impl Into<String>) -> Result<(), ProbeFailure> {
     say(&Event::Doing(what.into())).map_err(|e| failure(RefusalCode::ProbeCrashed, e))
+}
+
+/// Says what is in the file before the engine has it: the engine may cost this process.
+fn look(engines: &Opened, task: &Look) -> Result<(), String> {
+    let unusable = |failure| Seen { unusable: Some(failure), ..Seen::default() };
+    let model = match read(&task.model, "the model") {
+        Ok(model) => model,
+        Err(failure) => return say(&Event::Seen(Box::new(unusable(failure)))),
+    };
+    let (seen, interface) = match engines.tract.look(&model, task.interface.as_ref()) {
+        Ok(tract::Seen { traits, problems, interface }) => {
+            let (interface, unusable) = match interface {
+                Ok(interface) => (Some(interface), None),
+                Err(error) => (None, Some(refused(error))),
+            };
+            (Seen { traits: Some(traits), problems, unusable }, interface)
+        }
+        Err(error) => (unusable(refused(error)), None),
+    };
+    say(&Event::Seen(Box::new(seen)))?;
+    let Some(interface) = interface else { return Ok(()) };
+    doing(format!("loading the model with {}", task.engine)).map_err(|failure| failure.message)?;
+    let started = Instant::now();
+    let loaded = engines.load(Engine { name: task.engine, threads: 1 }, model, &interface);
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    say(&Event::Loaded(Loaded { refusal: loaded.err(), load_ms }))
 }
 
 fn run(

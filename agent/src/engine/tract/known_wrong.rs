@@ -32,27 +32,67 @@ const MICROSOFT: [&str; 9] = [
 /// Transpose there.
 const MAX_CHAIN: usize = 8;
 
-pub(super) fn check(proto: &pb::ModelProto, onnx: &Onnx) -> Result<(), LoadError> {
-    proto.graph.iter().try_for_each(|graph| check_graph(graph, onnx))
+/// A node that this engine cannot be given.
+pub(super) enum Problem {
+    Lacking,
+    /// How it is used; completes "operator `op` ...".
+    Wrong(String),
 }
 
-fn check_graph(graph: &pb::GraphProto, onnx: &Onnx) -> Result<(), LoadError> {
-    let mut consumers: HashMap<&str, Vec<&pb::NodeProto>> = HashMap::new();
+impl Problem {
+    /// Completes "operator `op`", with the comma or space that comes first.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Lacking => format!(", which engine {NAME} {VERSION} does not have"),
+            Self::Wrong(how) => {
+                format!(" {how}, which engine {NAME} {VERSION} is known to compute wrongly")
+            }
+        }
+    }
+}
+
+/// Refuses the first node of the model that has a problem.
+pub(super) fn check(proto: &pb::ModelProto, onnx: &Onnx) -> Result<(), LoadError> {
+    each(proto, onnx, &mut |node, problem| {
+        Err(unsupported(node_name(node), &operator_name(node), &problem.words()))
+    })
+}
+
+/// Tells every node that has a problem, until `tell` has enough.
+pub(super) fn each<E>(
+    proto: &pb::ModelProto,
+    onnx: &Onnx,
+    tell: &mut impl FnMut(&pb::NodeProto, Problem) -> Result<(), E>,
+) -> Result<(), E> {
+    proto.graph.iter().try_for_each(|graph| check_graph(graph, onnx, tell))
+}
+
+/// Who reads which value of a graph.
+pub(super) type Consumers<'a> = HashMap<&'a str, Vec<&'a pb::NodeProto>>;
+
+pub(super) fn consumers(graph: &pb::GraphProto) -> Consumers<'_> {
+    let mut consumers = Consumers::new();
     for node in &graph.node {
         for input in &node.input {
             consumers.entry(input).or_default().push(node);
         }
     }
+    consumers
+}
+
+fn check_graph<E>(
+    graph: &pb::GraphProto,
+    onnx: &Onnx,
+    tell: &mut impl FnMut(&pb::NodeProto, Problem) -> Result<(), E>,
+) -> Result<(), E> {
+    let consumers = consumers(graph);
     for node in &graph.node {
-        let (name, op) = (node_name(node), operator_name(node));
         if !has(node, onnx) {
-            return Err(unsupported(name, &op, &format!(", which engine {NAME} {VERSION} does not have")));
+            tell(node, Problem::Lacking)?;
+        } else if let Some(how) = wrong(node, graph, &consumers) {
+            tell(node, Problem::Wrong(how))?;
         }
-        if let Some(how) = wrong(node, graph, &consumers) {
-            let why = format!(" {how}, which engine {NAME} {VERSION} is known to compute wrongly");
-            return Err(unsupported(name, &op, &why));
-        }
-        subgraphs(node).try_for_each(|subgraph| check_graph(subgraph, onnx))?;
+        subgraphs(node).try_for_each(|subgraph| check_graph(subgraph, onnx, tell))?;
     }
     Ok(())
 }
@@ -70,11 +110,7 @@ fn has(node: &pb::NodeProto, onnx: &Onnx) -> bool {
 }
 
 /// How `node` is used in a way that gives wrong answers; completes "uses operator `op` ...".
-fn wrong(
-    node: &pb::NodeProto,
-    graph: &pb::GraphProto,
-    consumers: &HashMap<&str, Vec<&pb::NodeProto>>,
-) -> Option<String> {
+fn wrong(node: &pb::NodeProto, graph: &pb::GraphProto, consumers: &Consumers<'_>) -> Option<String> {
     let text = |name: &str| attribute(node, name).map(|a| String::from_utf8_lossy(&a.s).into_owned());
     let says = |name: &str, value: &str| text(name).is_some_and(|t| t.eq_ignore_ascii_case(value));
     match node.op_type.as_str() {
@@ -102,7 +138,7 @@ fn wrong(
 }
 
 /// True if the answer of `softmax` is quantised again, directly or behind a chain of single consumers.
-fn is_quantised(softmax: &pb::NodeProto, consumers: &HashMap<&str, Vec<&pb::NodeProto>>) -> bool {
+pub(super) fn is_quantised(softmax: &pb::NodeProto, consumers: &Consumers<'_>) -> bool {
     let mut current = softmax;
     for _ in 0..MAX_CHAIN {
         let next = current.output.first().and_then(|value| consumers.get(value.as_str()));

@@ -9,6 +9,7 @@
 mod bind;
 mod inspect;
 mod known_wrong;
+mod look;
 mod model;
 mod ops;
 mod plans;
@@ -16,6 +17,7 @@ mod tensors;
 mod words;
 
 pub use inspect::Inspection;
+pub(in crate::engine) use look::{OPSETS, Seen};
 pub use model::TractModel;
 pub(in crate::engine) use words::{excerpt, is_out_of_memory};
 

@@ -13,6 +13,7 @@ use crate::{
     },
     cli::{Cli, Command},
     evidence::power::GatePower,
+    registry::ability::Ability,
     rollout::{AbortMode, Candidate, Event, Plan, Rollout, Seed, Span, VerdictRecord, plan_members},
     rollouts::preview as pure,
     transfer::Limits,
@@ -109,6 +110,12 @@ fn a_preview_reads_well() {
         let facts = pure::FleetFacts {
             now: NOW,
             selected: devices,
+            able: Some(Ability {
+                devices,
+                able: devices - 4,
+                lacking: [("without ONNX Runtime".to_owned(), 4)].into(),
+                ..Ability::default()
+            }),
             download: 8 << 20,
             links: Limits::default(),
             online: Some(devices - 2),

@@ -9,6 +9,7 @@ fn facts(selected: u64) -> FleetFacts {
     FleetFacts {
         now: Timestamp::from_secs(1_795_417_490),
         selected,
+        able: None,
         download: 10 << 20,
         links: Limits::default(),
         online: None,

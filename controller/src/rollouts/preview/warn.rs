@@ -82,6 +82,11 @@ fn members(
             ));
         }
     }
+    if let Some(able) = facts.able.as_ref().filter(|able| !able.is_full()) {
+        let fate =
+            if able.lacking.is_empty() { "" } else { "; those that cannot will refuse it as incompatible" };
+        all.push(format!("{able}, as far as they say what they are{fate}"));
+    }
     if facts.selected > preview.devices {
         let left = facts.selected - preview.devices;
         all.push(format!("{left} of {} selected devices are left out by the plan", facts.selected));

@@ -129,6 +129,7 @@ impl Probe for Outside {
             op: None,
         });
         ProbeVerdict {
+            passed: vec![],
             protocol: PROBE_PROTOCOL,
             agent_version: "test".into(),
             bundle: manifest.name(),
