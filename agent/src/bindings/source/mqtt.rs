@@ -86,3 +86,45 @@ impl Heard for Subscriber<'_> {
 
     fn ended(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bindings::config::{BodyKind, Sink, Source},
+        serving::{http::ServingConfig, local::Form, state_for_tests},
+    };
+
+    #[test]
+    fn messages_that_wait_count_against_the_memory_of_all_requests() {
+        let binding = Binding {
+            name: "door".into(),
+            slot: "digits".parse().unwrap(),
+            body: BodyKind::Bytes,
+            answer: Form::Compact,
+            tells_errors: true,
+            queue: 8,
+            between: None,
+            source: Source::Stdin,
+            sink: Sink::None,
+        };
+        let state = state_for_tests(ServingConfig { body_budget_bytes: 25, ..ServingConfig::default() });
+        let room = |bytes| Room::of(&state, bytes).map_err(|refusal| refusal.to_string());
+        let (queue, counts) = (Queue::new(8, 1_000), Arc::new(Counts::new(&binding)));
+        let subscriber = Subscriber {
+            binding: &binding,
+            filter: "#",
+            qos: QoS::AtMostOnce,
+            queue: &queue,
+            counts: &counts,
+            room: &room,
+        };
+        for (bytes, waiting) in [(10, 1), (10, 2), (10, 2), (5, 3), (26, 0), (25, 1), (1, 1)] {
+            subscriber.take(None, Bytes::from(vec![0; bytes]));
+            assert_eq!(queue.len(), waiting, "{bytes}");
+        }
+        assert!(room(24).is_ok() && room(25).is_err());
+        while queue.drop_oldest() {}
+        assert!(room(25).is_ok());
+    }
+}
