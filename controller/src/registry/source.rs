@@ -49,14 +49,14 @@ pub struct BundleSource {
 }
 
 /// The libraries of an engine pack.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineSource {
     pub api: u32,
     pub libraries: Vec<LibrarySource>,
 }
 
 /// A library to copy into the bundle.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LibrarySource {
     pub path: PathBuf,
     pub target: String,

@@ -5,7 +5,8 @@ use super::{
     confine,
     files::failure,
     messages::{
-        Engine, Event, GoldenInput, Input, Loaded, Look, MAX_MESSAGE_BYTES, Outcome, Request, Seen, Task, Test,
+        Engine, Event, GoldenInput, Input, Loaded, Look, MAX_MESSAGE_BYTES, Outcome, Request, Seen, Task,
+        Test,
     },
     sys,
 };
