@@ -186,7 +186,11 @@ pub(super) async fn reconsider(host: Arc<ServingHost>) {
             let watched = watched.entry(slot.clone()).or_default();
             let Some(cause) = watched.look(started.elapsed(), &key, look, idle || taken_back) else {
                 let holds = selection.as_ref().is_some_and(|selection| selection.key == key);
-                if !idle && !holds && active.shadow().is_none() && watched.retry.is_due(&key, started.elapsed()) {
+                if !idle
+                    && !holds
+                    && active.shadow().is_none()
+                    && watched.retry.is_due(&key, started.elapsed())
+                {
                     pause = BUSY_PAUSE;
                 }
                 continue;
