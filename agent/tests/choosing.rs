@@ -331,7 +331,8 @@ fn packs_follow_each_other_in_one_process_and_tract_follows_the_last() {
     let chooser = chooser(None, pin, None);
     assert_eq!(loaded(&chooser, &bundle), "tract/f32/1");
     let mut models = Vec::new();
-    for name in ["first", "second"] {
+    // The third time it is the first again, as a new file of the same content.
+    for name in ["first", "second", "first"] {
         let path = folder.path().join(name);
         std::fs::copy(&real, &path).unwrap();
         let pack = PackLibrary { path: path.clone(), version: "1.2.3".into() };
@@ -340,6 +341,8 @@ fn packs_follow_each_other_in_one_process_and_tract_follows_the_last() {
         assert!(chooser.engine_names().contains(&"onnxruntime 1.2.3".to_owned()));
         let verdict = chooser.try_bundle(&files(&bundle), &bundle.manifest);
         assert!(verdict.ok, "{verdict:#?}");
+        let selection = chooser.selection(verdict.digest).unwrap();
+        assert_eq!(selection.passed.len(), 2, "both engines were tried: {selection:#?}");
         let chosen = chooser.load(verdict.digest, &bundle.manifest, &files(&bundle)).unwrap();
         if chosen.setup.engine == EngineName::Onnxruntime {
             assert_eq!(chosen.library, Some(path.clone()));

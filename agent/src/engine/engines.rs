@@ -107,11 +107,13 @@ impl Engines {
     }
 
     /// What tells one set of engines from another, without opening a library: of one that this process has
-    /// opened, the file that it runs, whatever lies there now.
+    /// opened, the file that it runs, whatever lies there now. A pack's file is named by its content: fetched
+    /// again, it is the same.
     pub fn identities(&self) -> Vec<String> {
         let mut all = vec![format!("{} {}", tract::NAME, tract::VERSION)];
         if let Some(path) = self.library() {
             let seen = match onnxruntime::standing(&path).stamp() {
+                Some(_) if self.library_from() == Some(LibraryFrom::Pack) => "of a pack".into(),
                 Some(stamp) => stamp.to_string(),
                 None => "missing".into(),
             };
@@ -122,6 +124,9 @@ impl Engines {
 
     /// Why nothing new may be proved with an engine: a confined child would open another file than runs here.
     pub fn unprovable(&self, engine: EngineName) -> Option<String> {
+        if self.library_from() == Some(LibraryFrom::Pack) {
+            return None;
+        }
         let path = self.library.as_deref().filter(|_| engine == EngineName::Onnxruntime)?;
         match onnxruntime::standing(path) {
             Standing::Replaced(_) => Some(format!(
