@@ -1,5 +1,5 @@
 //! What a model file is made of, and which of its nodes tract cannot be given: for a person who has yet to
-//! bundle it. Reads a file that passed [`inspect`](super::inspect); everything told is cut to a bounded size.
+//! bundle it. Reads a file that passed [`inspect`]; everything told is cut to a bounded size.
 
 use super::{
     TractEngine, bind,
