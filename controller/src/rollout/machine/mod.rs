@@ -274,8 +274,12 @@ impl Rollout {
                     super::span::Span::secs(stage.extended.as_secs().saturating_add(lost.as_secs()));
             }
             if matches!(stage.state, StageState::Failed | StageState::Inconclusive) {
-                let back =
-                    if stage.soak_from.is_some() { StageState::Soaking } else { StageState::Delivering };
+                // One that failed for what an earlier stage showed may not have begun.
+                let back = match (stage.soak_from, stage.opened) {
+                    (Some(_), _) => StageState::Soaking,
+                    (None, Some(_)) => StageState::Delivering,
+                    (None, None) => StageState::Waiting,
+                };
                 stage.enter(back, now);
             }
         }
