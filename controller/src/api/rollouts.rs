@@ -71,10 +71,10 @@ async fn start_rollout(
             download: request.release.download,
             links: operations.links,
             online: Some(operations.rollouts.online(&membership)),
-            bad_rate: None,
+            bad_rate: known.bad_rate,
             requests_per_hour: known.requests_per_hour,
             labels_per_hour: known.labels_per_hour,
-            latency_spread: None,
+            latency_spread: known.latency_spread,
             freezes: operations.calendar.current().periods.clone(),
         };
         // Simulates the gates: not on a thread that answers requests.

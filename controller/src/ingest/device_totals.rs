@@ -3,6 +3,7 @@
 use super::{
     aggregate::{LabelTotals, add_counts, add_latency},
     dedup::Seen,
+    hours::Hours,
 };
 use crate::store::Kind;
 use edgefleet_shared::{
@@ -38,6 +39,8 @@ pub struct BundleTotals {
     pub latency: Latency,
     #[serde(default)]
     pub labels: LabelTotals,
+    #[serde(default)]
+    pub hours: Hours,
 }
 
 impl DeviceTelemetry {
@@ -51,6 +54,7 @@ impl DeviceTelemetry {
                 counts: Counts::default(),
                 latency: Latency::default(),
                 labels: LabelTotals::default(),
+                hours: Hours::default(),
             },
         };
         if self.bundles.len() >= MAX_BUNDLES {
@@ -68,6 +72,7 @@ impl DeviceTelemetry {
         let totals = self.totals(&window.slot, &window.bundle);
         add_counts(&mut totals.counts, &window.counts);
         add_latency(&mut totals.latency, &window.latency);
+        totals.hours.add(window);
     }
 
     pub fn add_labels(&mut self, labels: &LabelCounts) {

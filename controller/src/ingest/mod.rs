@@ -7,6 +7,7 @@
 mod aggregate;
 mod dedup;
 mod device_totals;
+mod hours;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -14,4 +15,5 @@ mod worker;
 pub use aggregate::{AGGREGATE, Aggregate, BUCKET, aggregate_id, bucket_of};
 pub use dedup::{Seen, Verdict};
 pub use device_totals::{BundleTotals, DEVICE_TELEMETRY, DeviceTelemetry};
+pub use hours::{Hours, Spread};
 pub use worker::{Ingest, IngestQueue, IngestTotals, Overloaded, Surroundings};

@@ -71,7 +71,7 @@ fn at() -> Timestamp {
     crate::clock::now()
 }
 
-fn window(bundle: &str, requests: u64) -> RecordBody {
+pub(super) fn window(bundle: &str, requests: u64) -> RecordBody {
     let mut total = Sketch::default();
     (0..requests).for_each(|_| total.record_us(1_000));
     RecordBody::Window(Box::new(Window {

@@ -4,7 +4,10 @@
 use super::documents::Documents;
 use crate::{
     desired::intent_id,
-    ingest::{AGGREGATE, Aggregate, BUCKET, aggregate_id},
+    ingest::{
+        AGGREGATE, Aggregate, BUCKET, BundleTotals, DEVICE_TELEMETRY, DeviceTelemetry, Hours, Spread,
+        aggregate_id,
+    },
     rollout::Membership,
     store::{Repository, Scan, StoreError},
 };
@@ -22,6 +25,8 @@ const PAGE: usize = 500;
 const ASKED: usize = 500;
 /// Fewer requests than these say little about a 95th percentile.
 const LEAST_REQUESTS: u64 = 200;
+/// Fewer device-hours than these say little about how many are bad, or how latency wanders.
+const LEAST_HOURS: u64 = 48;
 
 /// Per device that reported; `None` where nothing was.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,6 +35,10 @@ pub struct History {
     pub p95_ms: Option<f64>,
     pub requests_per_hour: Option<f64>,
     pub labels_per_hour: Option<f64>,
+    /// Share of device-hours with a bad window.
+    pub bad_rate: Option<f64>,
+    /// Standard deviation of the logarithm of a device's p95 from one hour to the next.
+    pub latency_spread: Option<f64>,
 }
 
 impl History {
@@ -43,11 +52,27 @@ impl History {
             p95_ms: sum.latency.total.quantile_us(0.95).filter(|_| enough).map(|us| us / 1e3),
             requests_per_hour: per_hour(sum.counts.requests),
             labels_per_hour: per_hour(labels).filter(|_| labels > 0),
+            bad_rate: None,
+            latency_spread: None,
+        }
+    }
+
+    fn with_hours(self, hours: &[Hours]) -> Self {
+        let sum = |of: fn(&Hours) -> u64| hours.iter().map(of).fold(0, u64::saturating_add);
+        let (n, bad) = (sum(|hours| hours.n), sum(|hours| hours.bad.min(hours.n)));
+        // Half a bad hour more than were seen (Jeffreys): a quiet week proves no rate of 0.
+        let rate = (bad as f64 + 0.5) / (n as f64 + 1.0);
+        let (freedom, squares) = Spread::pooled(hours.iter().map(|hours| &hours.p95));
+        let spread = (squares / freedom.max(1) as f64).sqrt();
+        Self {
+            bad_rate: (n >= LEAST_HOURS).then_some(rate),
+            latency_spread: (freedom >= LEAST_HOURS).then_some(spread),
+            ..self
         }
     }
 }
 
-/// Of the bundle that most of the members run now.
+/// Of the bundle that most of the members run now; bad hours and spread since it came, of [`ASKED`] devices.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -66,9 +91,17 @@ pub(super) async fn history(
     loop {
         let page = aggregates.list(scan.clone()).await?;
         page.entries.iter().for_each(|(_, found)| sum.merge(&found.value));
-        let Some(next) = page.next else { return Ok(History::of(&sum)) };
+        let Some(next) = page.next else { break };
         scan.after = Some(next);
     }
+    let devices = Repository::<DeviceTelemetry>::new(documents.store.clone(), DEVICE_TELEMETRY);
+    let mut hours = Vec::new();
+    for member in membership.members.iter().take(ASKED) {
+        let Some(found) = devices.find_json(member.device.as_str()).await? else { continue };
+        let of_bundle = |totals: &&BundleTotals| totals.slot == *slot && totals.bundle == bundle;
+        hours.extend(found.value.bundles.iter().find(of_bundle).map(|totals| totals.hours));
+    }
+    Ok(History::of(&sum).with_hours(&hours))
 }
 
 async fn incumbent(
@@ -101,5 +134,20 @@ mod tests {
         (1..=100).for_each(|ms| sum.latency.total.record_us(ms * 1_000));
         let p95 = History::of(&sum).p95_ms.unwrap();
         assert!((93.0..=97.0).contains(&p95), "{p95}");
+    }
+
+    #[test]
+    fn hours_of_few_devices_say_nothing_and_quiet_ones_prove_no_rate_of_zero() {
+        let told = |json: serde_json::Value| serde_json::from_value::<Hours>(json).unwrap();
+        let day = told(serde_json::json!({"n": 24, "bad": 0, "p95": {"n": 24, "mean": 1.0, "m2": 0.92}}));
+        let of = |hours: &[Hours]| History::default().with_hours(hours);
+        assert_eq!(of(&[day]), History::default());
+        let found = of(&[day, day]);
+        assert_eq!((found.bad_rate, found.latency_spread), (Some(0.5 / 49.0), None));
+        let found = of(&[day, day, day]);
+        // 69 degrees of freedom: each device has its own mean.
+        assert!((found.latency_spread.unwrap() - 0.2).abs() < 1e-9, "{found:?}");
+        let bad = told(serde_json::json!({"n": 48, "bad": 12, "p95": {"n": 0, "mean": 0.0, "m2": 0.0}}));
+        assert_eq!(of(&[bad]).bad_rate, Some(12.5 / 49.0));
     }
 }
