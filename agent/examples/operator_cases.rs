@@ -1,22 +1,25 @@
-//! Runs the folders that `operators/cases.py` wrote through the engine; one JSON line per test on stdout.
+//! Runs the folders that `operators/cases.py` wrote through an engine; one JSON line per test on stdout.
 //!
-//! `cargo run --locked --profile ci -p edgefleet-agent --example operator_cases -- FOLDER > results.jsonl`
+//! `operator_cases FOLDER [LIBRARY]`: with tract, or with the ONNX Runtime of `LIBRARY`.
 //!
 //! A test passes if one of its models (as it is, or with inputs held as constants) loads, runs and answers
 //! within the test's tolerance or within [`ROUNDING`]; it is wrong if any answers anything else without an
 //! error; otherwise it is refused, or failed while running, and the line says in which words.
 
 use anyhow::{Context, bail};
-use edgefleet_agent::engine::{LoadedModel, golden, tract::TractEngine};
+use edgefleet_agent::engine::{
+    Engine, Engines, golden,
+    setup::{EngineName, Setup},
+};
 use edgefleet_shared::{
-    bundle::{Interface, TensorSpec},
+    bundle::{Interface, Precision, TensorSpec},
     tensor::{Datatype, Tensor},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -109,7 +112,7 @@ fn specs(parts: &[&Part]) -> Vec<TensorSpec> {
 }
 
 fn run(
-    engine: &TractEngine,
+    engine: &dyn Engine,
     folder: &Path,
     file: &str,
     case: &Case,
@@ -120,8 +123,8 @@ fn run(
         let inputs: Vec<&Part> = set.inputs.iter().filter(|part| !fixed.contains(&part.name)).collect();
         let outputs: Vec<&Part> = set.outputs.iter().collect();
         let interface = Interface { inputs: specs(&inputs), outputs: specs(&outputs) };
-        let model = match engine.load_bytes(std::fs::read(folder.join(file))?, &interface) {
-            Ok((model, _)) => model,
+        let model = match engine.load(&folder.join(file), &interface) {
+            Ok(model) => model,
             Err(error) => return Ok(Verdict::Refused(error.to_string())),
         };
         let given: Vec<Tensor> =
@@ -147,7 +150,7 @@ fn run(
     Ok(Verdict::Passed)
 }
 
-fn judge(engine: &TractEngine, folder: &Path) -> anyhow::Result<Line> {
+fn judge(engine: &dyn Engine, folder: &Path) -> anyhow::Result<Line> {
     let case: Case = serde_json::from_slice(&std::fs::read(folder.join("case.json"))?)?;
     let line = |verdict, words: String| Line { name: case.name.clone(), op: case.op.clone(), verdict, words };
     if let Some(why) = &case.beyond {
@@ -175,19 +178,26 @@ fn judge(engine: &TractEngine, folder: &Path) -> anyhow::Result<Line> {
 }
 
 fn main() -> anyhow::Result<()> {
-    let root = std::env::args().nth(1).context("usage: operator_cases FOLDER")?;
+    let mut arguments = std::env::args().skip(1);
+    let root = arguments.next().context("usage: operator_cases FOLDER [LIBRARY]")?;
+    let library = arguments.next().map(PathBuf::from);
+    let engine = match &library {
+        Some(_) => EngineName::Onnxruntime,
+        None => EngineName::Tract,
+    };
+    let setup = Setup { engine, precision: Precision::F32, threads: 1 };
+    let engine = Engines::new(library.as_deref()).engine(setup)?;
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
         .with_context(|| format!("could not read {root}"))?
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<_, _>>()?;
     folders.sort();
-    let engine = Arc::new(TractEngine::new());
     let mut stdout = std::io::stdout().lock();
     for folder in folders {
         let (send, receive) = mpsc::channel();
         let (engine, at) = (engine.clone(), folder.clone());
         std::thread::spawn(move || {
-            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| judge(&engine, &at)));
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| judge(&*engine, &at)));
             // The receiver may have given up on this test.
             let _ = send.send(caught);
         });
