@@ -1,6 +1,7 @@
 //! What the controller wants of one device: one document, one generation, one signature.
 
 use crate::{
+    capture::CapturePolicy,
     digest::{BlobDigest, EnvelopeDigest},
     ids::{AttemptId, BundleName, DeviceId, SlotName},
     maintenance::MaintenanceWindow,
@@ -123,21 +124,61 @@ pub enum Transport {
 pub struct Settings {
     /// Length of a telemetry window, seconds.
     pub window_secs: u64,
+    /// Length of a profile of inputs and answers, seconds; see [`Profile`](crate::telemetry::Profile).
+    pub profile_secs: u64,
     /// Longest silence: a full report is repeated at least this often, seconds.
     pub heartbeat_secs: u64,
     pub transport: Transport,
     pub https_above_bytes: u64,
     /// Payload of one block, bytes: 4 KiB to 128 KiB.
     pub block_bytes: u32,
+    /// What is kept of the requests of each slot; nothing where a slot is missing.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub captures: BTreeMap<SlotName, CapturePolicy>,
+    #[serde(skip_serializing_if = "TelemetrySettings::is_default")]
+    pub telemetry: TelemetrySettings,
+}
+
+/// What telemetry may cost on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TelemetrySettings {
+    /// Bytes of telemetry messages in 24 hours, 0 for no bound. Beyond it only terminal reports and losses are sent;
+    /// the rest waits for the next day, added up by the hour.
+    pub bytes_per_day: u64,
+    /// What a device does whose owner says that its link is paid by volume.
+    pub metered: Metered,
+    /// Seconds that a record may wait for company while nothing urgent waits: what goes together is smaller. 0 sends
+    /// at once.
+    pub hold_secs: u64,
+}
+
+impl TelemetrySettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metered {
+    /// Everything, as elsewhere.
+    #[default]
+    Send,
+    /// Terminal reports and losses; the rest waits, added up by the hour.
+    Essential,
 }
 impl Default for Settings {
     fn default() -> Self {
         Self {
             window_secs: 300,
+            profile_secs: 3_600,
             heartbeat_secs: 60,
             transport: Transport::Auto,
             https_above_bytes: 8 << 20,
             block_bytes: crate::transfer::DEFAULT_BLOCK_BYTES,
+            telemetry: TelemetrySettings::default(),
+            captures: BTreeMap::new(),
         }
     }
 }

@@ -112,6 +112,11 @@ text_id!(
     InviteId, "invite id", 40, "lower-case letters, digits and `-`",
     |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
 );
+text_id!(
+    /// One monitored number or category of a bundle: `input/pixels/mean`, `confidence`.
+    ChannelId, "channel id", 96, "letters, digits, `-`, `_`, `.` and `/`",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/')
+);
 
 /// Engines that packs can bring. Their names are theirs alone: no model may have one.
 const ENGINES: [&str; 1] = ["onnxruntime"];

@@ -3,6 +3,7 @@
 //! No clock, no socket, no file: time comes in as [`time::Timestamp`], bytes come in as slices.
 
 pub mod bundle;
+pub mod capture;
 pub mod desired;
 pub mod digest;
 pub mod enroll;

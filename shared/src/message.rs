@@ -2,7 +2,7 @@
 
 use crate::{
     digest::EnvelopeDigest,
-    ids::{BootId, DeviceId, MessageId, PredictionId},
+    ids::{BootId, DeviceId, MessageId, PredictionId, SlotName},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -77,6 +77,8 @@ pub enum Action {
     Ping,
     /// Report in full and send what waits in the outbox.
     Report,
+    /// Keep the next so many rows of a slot for labelling, whatever its policy says.
+    Capture { slot: SlotName, count: u32 },
 }
 
 /// On `reply`.

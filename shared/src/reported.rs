@@ -1,5 +1,9 @@
 //! What a device says it is: a full report at every connect and at every change.
 
+mod engines;
+
+pub use engines::{ChosenAgain, EngineReport, MeasuredSetup, RefusedSetup, WhyAgain};
+
 use crate::{
     digest::BundleDigest,
     ids::{AttemptId, BootId, BundleName, DeviceId, SlotName},
@@ -10,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
 pub const REPORTED_SCHEMA: u32 = 1;
+/// Largest report that is kept whole, as JSON in bytes.
+pub const MAX_REPORT_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reported {
@@ -35,6 +41,19 @@ pub struct Reported {
     pub facts: Facts,
 }
 
+impl Reported {
+    /// Keeps what devices make up of their engines within bounds.
+    pub fn bound_engines(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.engine = slot.engine.take().map(EngineReport::bounded);
+        }
+    }
+    /// The same report, without how the slots run.
+    pub fn forget_engines(&mut self) {
+        self.slots.values_mut().for_each(|slot| slot.engine = None);
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotReport {
     pub phase: Phase,
@@ -55,6 +74,9 @@ pub struct SlotReport {
     /// What holds the slot up while its phase is [`Phase::Deferred`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deferred: Option<Deferred>,
+    /// How the active bundle is run here, and what that was chosen from. Not of slots of engine packs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineReport>,
 }
 
 /// Where a candidate is, and what it was given to do since the agent started.

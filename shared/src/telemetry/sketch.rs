@@ -54,6 +54,10 @@ impl Sketch {
         self.buckets.values().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
     pub fn merge(&mut self, other: &Self) {
         for (bucket, n) in other.buckets.iter().filter(|(bucket, _)| **bucket <= LAST_BUCKET) {
             let mine = self.buckets.entry(*bucket).or_default();

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 /// Distinct keys a map of a window may hold; the rest is counted under `other`.
 pub const MAX_KEYS: usize = 128;
+/// Sizes of passes that are told apart, by powers of two.
+pub const MAX_POWERS: usize = 17;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,6 +49,35 @@ pub struct Window {
     /// In windows of [`Role::Shadow`]: how its answers compare with the active bundle's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
+    /// In windows of [`Role::Primary`]: how the device did at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceHealth>,
+}
+
+/// What the agent's process takes and how hot it is around it. What a system does not say is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceHealth {
+    /// Memory of the agent: its share of what it shares, and all that it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pss_kib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_kib: Option<u64>,
+    /// Time on processors since the agent's start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// Of one processor, over the last minute; 200 is two of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
+    /// The hottest zone, degrees Celsius.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temp_c: Option<i32>,
+    /// Whether a processor is kept below the speed it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<bool>,
+    /// Of the disk that holds the agent's data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_free_mib: Option<u64>,
 }
 
 /// Answers of active and candidate to the same inputs.
@@ -89,8 +120,18 @@ pub struct Counts {
 #[serde(default)]
 pub struct Latency {
     pub queue: Sketch,
+    /// The whole of the model: its own steps before and after are part of it.
     pub infer: Sketch,
+    /// Of `infer`, the bundle's steps before and after the network; empty without a pipeline.
+    #[serde(skip_serializing_if = "Sketch::is_empty")]
+    pub pre: Sketch,
+    #[serde(skip_serializing_if = "Sketch::is_empty")]
+    pub post: Sketch,
     pub total: Sketch,
+    /// Passes through the model by their rows: entry i counts those of 2^i to 2^(i+1) - 1. Empty if each row ran
+    /// alone; at most [`MAX_POWERS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<u64>,
 }
 
 /// How often a metric went beyond a threshold the controller asked about.
