@@ -10,7 +10,6 @@ from graph import run
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 GOLDEN_COUNT = 8
 RTOL, ATOL = 1e-3, 1e-4
-CREATED = "2026-11-23T00:00:00Z"
 
 BUNDLE_TOML = """\
 schema = 1
@@ -107,53 +106,6 @@ def golden_files(model, part, permute=False):
         }
         files[f"{number:02}-{WORDS[part.labels[at]]}.json"] = json.dumps(exchange) + "\n"
     return files
-
-
-def baseline(model, part):
-    """The model and its inputs as they were at training time, counted in fixed bins over images it never saw."""
-    images = part.raw().astype(np.float64)
-    probabilities, label = run(model, part.raw())
-    recall = [float((label[part.labels == digit] == digit).mean()) for digit in range(CLASSES)]
-    return {
-        "n": len(part),
-        "created": CREATED,
-        "dataset_digest": part.digest(),
-        "channels": [
-            numeric("input.image.mean", images.mean(axis=1), np.linspace(0, MAX_PIXEL, 33)),
-            numeric("input.image.std", images.std(axis=1), np.linspace(0, MAX_PIXEL / 2, 33)),
-            numeric("confidence", probabilities.max(axis=1).astype(np.float64), np.arange(21) / 20),
-            {
-                "id": "output.label",
-                "kind": "category",
-                "classes": [str(digit) for digit in range(CLASSES)],
-                "counts": np.bincount(label, minlength=CLASSES).tolist(),
-            },
-        ],
-        "metrics": {
-            "accuracy": round(float((label == part.labels).mean()), 6),
-            "per_class": [round(value, 6) for value in recall],
-        },
-    }
-
-
-def numeric(name, values, edges):
-    """Bin i holds edges[i] <= v < edges[i+1]; the last one its upper edge too. `m2` is the sum of squared deviations.
-
-    A softmax in float32 may exceed 1 by rounding: values are clipped to the outer edges, so that no one is lost.
-    """
-    values = np.clip(values, edges[0], edges[-1])
-    counts = np.histogram(values, edges)[0]
-    assert counts.sum() == len(values)
-    return {
-        "id": name,
-        "kind": "numeric",
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-        "mean": round(float(values.mean()), 9),
-        "m2": round(float(((values - values.mean()) ** 2).sum()), 9),
-        "min": round(float(values.min()), 9),
-        "max": round(float(values.max()), 9),
-    }
 
 
 def holdout(part):
