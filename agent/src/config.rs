@@ -132,6 +132,10 @@ pub struct Config {
     pub engine_policy: Policy,
     pub outbox_records: usize,
     pub outbox_bytes: u64,
+    /// Most that captures may take on disk, whatever a policy says; 0 keeps none.
+    pub captures_bytes: u64,
+    /// The link is paid by volume: telemetry and captures go as the settings allow over such a link.
+    pub link_metered: bool,
     /// Inputs that come without a client, and where their answers go.
     pub bindings: Vec<Binding>,
     pub log_level: String,
@@ -182,6 +186,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("engine.pin", "", "the only engines used, however slow"),
     ("outbox.records", "20000", "telemetry records kept while offline"),
     ("outbox.bytes", "16MiB", "bytes of telemetry kept while offline"),
+    ("captures.bytes", "256MiB", "most that inputs kept for labelling take on disk; 0B keeps none"),
+    ("link.metered", "false", "the link is paid by volume; what is sent then, the controller's settings say"),
     (
         "log.level",
         "info",
@@ -442,6 +448,8 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
     let engine_pin = raw.take("engine.pin", wrong, patterns);
     let outbox_records = raw.take("outbox.records", wrong, |text| number_within(text, 10, 10_000_000));
     let outbox_bytes = raw.take("outbox.bytes", wrong, |text| bytes_within(text, 1 << 20, 1 << 34));
+    let captures_bytes = raw.take("captures.bytes", wrong, |text| bytes_within(text, 0, 1 << 36));
+    let link_metered = raw.take("link.metered", wrong, truth);
     let log_level = raw.take("log.level", wrong, |text| {
         text.parse::<tracing_subscriber::filter::Targets>()
             .map(|_| text.to_owned())
@@ -493,6 +501,8 @@ fn check(raw: &Raw, wrong: &mut Vec<ConfigError>) -> Option<Config> {
         },
         outbox_records: outbox_records?,
         outbox_bytes: outbox_bytes?,
+        captures_bytes: captures_bytes?,
+        link_metered: link_metered?,
         bindings: raw.1.clone(),
         log_level: log_level?,
         log_format: log_format?,

@@ -1,8 +1,8 @@
 //! Named places where a test may kill the process, one at every durable step.
 //!
 //! With feature `failpoints`, `EDGEFLEET_FAILPOINT=name` makes the process kill itself (SIGKILL: no
-//! destructor, no flush) when it first comes by; `name#3` the third time. Without the feature
-//! nothing is compiled in.
+//! destructor, no flush) when it first comes by; `name#3` the third time. `EDGEFLEET_HASTE=60` lets the hours
+//! that [`haste`] is asked about pass in minutes. Without the feature nothing is compiled in.
 
 /// Every name that [`hit`] is called with.
 pub const NAMES: &[&str] = &[
@@ -66,6 +66,19 @@ pub fn hit(name: &str) {
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn hit(_name: &str) {}
+
+/// How many times faster than real time the watch over engines runs; 1 but in tests.
+#[cfg(feature = "failpoints")]
+pub fn haste() -> u32 {
+    let asked = std::env::var("EDGEFLEET_HASTE").ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(1).clamp(1, 1_000)
+}
+
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn haste() -> u32 {
+    1
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! edgefleet-agent: serves ONNX models on a device and keeps them current, safely.
 
 pub mod bindings;
+pub mod capture;
 mod causes;
 pub mod cli;
 pub mod clock;

@@ -84,6 +84,7 @@ fn digits(model: Option<Arc<dyn LoadedModel>>) -> Arc<ServedBundle> {
         manifest,
         model,
         engine: EngineName::Tract,
+        baseline: Default::default(),
     })
 }
 

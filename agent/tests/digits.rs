@@ -3,9 +3,13 @@
 
 mod support;
 
-use edgefleet_agent::engine::{LoadedModel, golden, tract::TractEngine};
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
-use support::{Source, floats, models};
+use edgefleet_agent::{
+    engine::{LoadedModel, golden, tract::TractEngine},
+    monitor::profile::{BundleBaseline, Profiler},
+};
+use edgefleet_shared::bundle::Baseline;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use support::{Source, blurred, floats, inverted, models};
 
 /// Versions whose golden samples are their own.
 const SOUND: [u32; 4] = [1, 2, 5, 6];
@@ -150,4 +154,46 @@ mod alone {
         eprintln!("v2 {fast:.1} us, v6 {slow:.1} us");
         assert!(slow > 20.0 * fast, "v2 {fast:.1} us, v6 {slow:.1} us: an engine found a short cut");
     }
+}
+
+/// With the bundle's own baseline: what captures are chosen by.
+#[test]
+fn shifted_pictures_are_foreign_and_ordinary_ones_are_not() {
+    let text = std::fs::read(folder().join("holdout/holdout.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let images: Vec<Vec<f32>> = serde_json::from_value(json["images"].clone()).unwrap();
+    let baseline = Baseline::parse(&std::fs::read(folder().join("v2/baseline.json")).unwrap()).unwrap();
+    let manifest = Source::digits(2).write().manifest;
+    let count = |baseline: BundleBaseline, change: &dyn Fn(&[f32]) -> Vec<f32>| {
+        let profiler = Profiler::new(&manifest, baseline);
+        let sign = |image: &Vec<f32>| {
+            let look = profiler.look(&[floats("image", &[1, 64], change(image))]);
+            profiler.signs(&look, &[], 0)
+        };
+        let signs: Vec<_> = images.iter().map(sign).collect();
+        let share = |n: usize| n as f64 / signs.len() as f64;
+        (
+            share(signs.iter().filter(|s| s.is_foreign).count()),
+            share(signs.iter().filter(|s| s.is_out_of_range).count()),
+        )
+    };
+    let known = || BundleBaseline::Sound(Arc::new(baseline.clone()));
+    let (foreign, outside) = count(known(), &<[f32]>::to_vec);
+    println!("ordinary: foreign {foreign}, out of range {outside}");
+    assert!(foreign <= 0.01 && outside <= 0.01, "{foreign} {outside}");
+    for (name, change) in
+        [("blurred", &blurred as &dyn Fn(&[f32]) -> Vec<f32>), ("inverted", &|image| inverted(image))]
+    {
+        let (foreign, outside) = count(known(), change);
+        println!("{name}: foreign {foreign}, out of range {outside}");
+        assert!(foreign >= 0.95 && outside >= 0.95, "{name}: {foreign} {outside}");
+        assert_eq!(count(BundleBaseline::Absent, change), (0.0, 0.0), "nothing is known without a baseline");
+    }
+    // Of a batch, the row itself.
+    let profiler = Profiler::new(&manifest, known());
+    let both = [images[0].clone(), inverted(&images[1])].concat();
+    let look = profiler.look(&[floats("image", &[2, 64], both)]);
+    let signs = [0, 1, 2].map(|row| profiler.signs(&look, &[], row));
+    assert_eq!(signs.map(|s| s.is_foreign), [false, true, false]);
+    assert_eq!(signs.map(|s| s.is_out_of_range), [false, true, false]);
 }

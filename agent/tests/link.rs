@@ -6,11 +6,12 @@ use bytes::Bytes;
 use edgefleet_agent::{
     link::{
         Link, LinkConfig, LinkDown, LinkEvent, LinkHandle, QoS,
-        sender::{Signal, send_telemetry},
+        sender::{Cost, Signal, send_telemetry},
     },
     store::outbox::{Bounds, Outbox},
 };
 use edgefleet_shared::{
+    desired::{Metered, Settings, TelemetrySettings},
     ids::{BootId, DeviceId},
     message::Presence,
     telemetry::{Ack, BootAck, RecordBody, TelemetryBatch},
@@ -19,7 +20,7 @@ use edgefleet_shared::{
 use mosquitto::{Broker, DEADLINE, Observer};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -226,7 +227,9 @@ async fn telemetry_is_sent_until_the_controllers_store_has_it() {
     }
     let mut device_side = Device::start(&broker, 3);
     let (signals, inbox) = mpsc::channel(8);
-    tokio::spawn(send_telemetry(outbox.clone(), device_side.link.clone(), device(), inbox));
+    let (_settings, settings) = watch::channel(Settings::default());
+    let cost = Cost { settings, metered: false };
+    tokio::spawn(send_telemetry(outbox.clone(), device_side.link.clone(), device(), inbox, cost));
     device_side.connected(1).await;
     signals.send(Signal::Connected).await.unwrap();
     let topic = Channel::Telemetry.of(&device());
@@ -269,4 +272,97 @@ async fn telemetry_is_sent_until_the_controllers_store_has_it() {
     outbox.append(dropped(7)).await.unwrap();
     let last = observer.wait_for(|m| m.topic == topic).await;
     assert_eq!(TelemetryBatch::parse(&last.payload).unwrap().records[0].seq, 601);
+}
+
+/// Labels that were joined; they are not essential.
+fn labels(n: u64) -> RecordBody {
+    serde_json::from_value(serde_json::json!({
+        "kind": "labels", "slot": "digits", "bundle": "digits@1",
+        "digest": edgefleet_shared::digest::BundleDigest::of(b"m"),
+        "attempt": edgefleet_shared::ids::AttemptId { rollout: "r-1".parse().unwrap(), number: 1 },
+        "bucket": edgefleet_shared::time::Timestamp::from_secs(n), "source": "local", "matched": n, "correct": 0
+    }))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_metered_link_carries_the_essentials_until_the_settings_say_otherwise() {
+    let broker = Broker::start().await;
+    let mut observer = Observer::connect(&broker).await;
+    let dir = tempfile::tempdir().unwrap();
+    let boot = BootId::from_random([4; 16]);
+    let (outbox, _) = Outbox::open(&dir.path().join("outbox"), boot, Bounds::default()).unwrap();
+    outbox.append_soon(labels(1)).unwrap();
+    outbox.append_soon(RecordBody::Dropped { records: 1, reason: "made for this test".into() }).unwrap();
+    outbox.flush().await;
+    let mut device_side = Device::start(&broker, 4);
+    let (signals, inbox) = mpsc::channel(8);
+    let telemetry = TelemetrySettings { metered: Metered::Essential, ..Default::default() };
+    let (policy, settings) = watch::channel(Settings { telemetry, ..Settings::default() });
+    let cost = Cost { settings, metered: true };
+    tokio::spawn(send_telemetry(outbox.clone(), device_side.link.clone(), device(), inbox, cost));
+    device_side.connected(1).await;
+    signals.send(Signal::Connected).await.unwrap();
+    let topic = Channel::Telemetry.of(&device());
+    let numbers = |payload: &[u8]| -> Vec<u64> {
+        TelemetryBatch::parse(payload).unwrap().records.iter().map(|record| record.seq).collect()
+    };
+    assert_eq!(numbers(&observer.wait_for(|m| m.topic == topic).await.payload), [2]);
+    policy.send_modify(|settings| settings.telemetry.metered = Metered::Send);
+    signals.send(Signal::Again).await.unwrap();
+    assert_eq!(numbers(&observer.wait_for(|m| m.topic == topic).await.payload), [1, 2]);
+}
+
+/// The day's bytes: no message of windows goes beyond them, essentials go all the same, and what waits is there when
+/// there is room again.
+#[tokio::test]
+async fn a_spent_budget_holds_labels_back_and_lets_essentials_pass() {
+    let broker = Broker::start().await;
+    let mut observer = Observer::connect(&broker).await;
+    let dir = tempfile::tempdir().unwrap();
+    let boot = BootId::from_random([5; 16]);
+    let (outbox, _) = Outbox::open(&dir.path().join("outbox"), boot, Bounds::default()).unwrap();
+    for n in 0..40 {
+        outbox.append_soon(labels(n)).unwrap();
+    }
+    outbox.flush().await;
+    let mut device_side = Device::start(&broker, 5);
+    let (signals, inbox) = mpsc::channel(8);
+    // Room for a few of them, compressed together.
+    let telemetry = TelemetrySettings { bytes_per_day: 420, ..Default::default() };
+    let (policy, settings) = watch::channel(Settings { telemetry, ..Settings::default() });
+    let cost = Cost { settings, metered: false };
+    tokio::spawn(send_telemetry(outbox.clone(), device_side.link.clone(), device(), inbox, cost));
+    device_side.connected(1).await;
+    signals.send(Signal::Connected).await.unwrap();
+    let topic = Channel::Telemetry.of(&device());
+    let first = observer.wait_for(|m| m.topic == topic).await.payload;
+    assert!(first.len() <= 420, "{}", first.len());
+    let records = TelemetryBatch::parse(&first).unwrap().records;
+    assert!((1..40).contains(&records.len()) && records[0].seq == 1, "{}", records.len());
+    let last = records.last().unwrap().seq;
+    // Acknowledged; what is left of the day is too little for the rest, not for the essential.
+    let ack = Ack { schema: 1, boots: vec![BootAck { boot, contiguous: last, extra: vec![] }] };
+    signals.send(Signal::Ack(serde_json::to_vec(&ack).unwrap().into())).await.unwrap();
+    let mut spent = first.len();
+    outbox.append(RecordBody::Dropped { records: 1, reason: "made for this test".into() }).await.unwrap();
+    let essential = loop {
+        let payload = observer.wait_for(|m| m.topic == topic).await.payload;
+        let records = TelemetryBatch::parse(&payload).unwrap().records;
+        if records.iter().any(|record| matches!(record.body, RecordBody::Dropped { .. })) {
+            break records;
+        }
+        // A last small one may fit.
+        spent += payload.len();
+        assert!(spent <= 420, "{spent}");
+        let contiguous = records.last().unwrap().seq;
+        let ack = Ack { schema: 1, boots: vec![BootAck { boot, contiguous, extra: vec![] }] };
+        signals.send(Signal::Ack(serde_json::to_vec(&ack).unwrap().into())).await.unwrap();
+    };
+    assert_eq!(essential.iter().map(|record| record.seq).collect::<Vec<_>>(), [41]);
+    let waiting = outbox.len();
+    policy.send_modify(|settings| settings.telemetry.bytes_per_day = 0);
+    signals.send(Signal::Again).await.unwrap();
+    let rest = TelemetryBatch::parse(&observer.wait_for(|m| m.topic == topic).await.payload).unwrap().records;
+    assert_eq!((rest.len(), rest.last().unwrap().seq), (waiting, 41));
 }

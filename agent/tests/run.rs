@@ -7,7 +7,7 @@ mod support;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use edgefleet_shared::{
-    bundle::Prediction,
+    bundle::{Baseline, Prediction},
     desired::{Assigned, DESIRED_SCHEMA, Desired, Settings, SlotDesired},
     digest::{BlobDigest, BundleDigest, EnvelopeDigest},
     enroll::{EnrollRequest, EnrollResponse, Enrolled, JoinCode},
@@ -33,7 +33,7 @@ use hyper_util::rt::TokioIo;
 use mosquitto::{Broker, DEADLINE, Observer};
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     process::{Output, Stdio},
     sync::Arc,
@@ -89,7 +89,8 @@ impl Controller {
 
     /// Signs and stores `digits` in `version`, as `digits@counter`.
     fn publish(&mut self, version: u32, counter: u64) -> Assigned {
-        let mut bundle = Source::digits(version).write();
+        let baseline = std::fs::read(support::models().join(format!("digits/v{version}/baseline.json")));
+        let mut bundle = Source { baseline: baseline.ok(), ..Source::digits(version) }.write();
         bundle.manifest.model.counter = counter;
         bundle.manifest.prediction =
             Some(Prediction { class: Some("label".into()), scores: Some("probabilities".into()) });
@@ -139,7 +140,7 @@ impl Controller {
             nonce: None,
             trust_version: 1,
             slots: [("digits".parse().unwrap(), slot)].into(),
-            settings: Settings { window_secs: 1, heartbeat_secs: 1, ..Settings::default() },
+            settings: Settings { window_secs: 1, profile_secs: 1, heartbeat_secs: 1, ..Settings::default() },
         };
         seal(DESIRED_TYPE, &desired, &[&self.controller])
     }
@@ -564,9 +565,13 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
     }
     // Its window tells how it agrees; the report how much it was given.
     let mut agreement = Agreement::default();
-    while agreement.n < 20 {
+    let mut profiles = BTreeMap::new();
+    while agreement.n < 20 || profiles.len() < 2 {
         let message = observer.wait_for(|m| m.topic == Channel::Telemetry.of(&device())).await;
         for record in acknowledge(&observer, &message.payload).await.records {
+            if let RecordBody::Profile(profile) = &record.body {
+                profiles.insert(profile.role, profile.content.clone());
+            }
             let RecordBody::Window(window) = record.body else { continue };
             let Some(found) = window.agreement else { continue };
             assert_eq!(
@@ -578,6 +583,19 @@ async fn a_candidate_shadows_outlives_a_kill_and_takes_over_when_its_window_open
         }
     }
     assert_eq!((agreement.n, agreement.errors), (20, 0));
+    // Its profile tells how sure it is, that of the active bundle what the pictures look like as well: in the
+    // bins of the baseline that came with the bundle.
+    let bytes = std::fs::read(support::models().join("digits/v1/baseline.json")).unwrap();
+    let baseline = Baseline::parse(&bytes).unwrap();
+    let (active, shadow) = (&profiles[&WindowRole::Primary], &profiles[&WindowRole::Shadow]);
+    assert!(active.is_sound() && shadow.is_sound());
+    for id in ["input/image/luma", "input/image/sharpness", "confidence", "entropy"] {
+        let (found, shipped) = (active.channel(id).unwrap(), baseline.channel(&id.parse().unwrap()).unwrap());
+        assert_eq!((found.n, found.bins.len()), (20, shipped.edges.len() + 1), "{id}");
+        assert_eq!(found.bins.iter().sum::<u64>(), 20, "{id}");
+    }
+    assert_eq!(active.quality.as_ref().map(|quality| quality.n), Some(20));
+    assert!(shadow.channel("confidence").is_some() && shadow.channel("input/image/luma").is_none());
     let counted = |slot: &SlotReport| slot.candidate.as_ref().is_some_and(|c| c.mirrored == 20);
     controller.bring_to(&mut observer, true, counted).await;
     let table = finish(agent(&["status"], &data)).await;

@@ -82,6 +82,7 @@ fn echo(name: &str, datatype: Datatype, shape: &[i64]) -> Arc<ServedBundle> {
         manifest,
         model: Arc::new(Echo),
         engine: EngineName::Tract,
+        baseline: Default::default(),
     })
 }
 

@@ -61,6 +61,7 @@ fn served(manifest: Manifest, model: Arc<dyn LoadedModel>) -> anyhow::Result<Arc
         manifest,
         model,
         engine: EngineName::Tract,
+        baseline: Default::default(),
     }))
 }
 

@@ -19,7 +19,7 @@ pub(super) struct BenchArgs {
     model: PathBuf,
     #[command(flatten)]
     config: ConfigArgs,
-    /// A libonnxruntime.so to measure [default: of the settings, or the system's]
+    /// A libonnxruntime.so to measure [default: of the settings, of the engine pack in force, or the system's]
     #[arg(long, value_name = "FILE")]
     ort_lib: Option<PathBuf>,
     /// Only these: `engine`, `engine/precision` or `engine/precision/threads`; may be repeated
@@ -49,7 +49,7 @@ pub(super) fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
     let failed = |what: &str, error: anyhow::Error| Failure::new(what, error);
     let subject = Subject::open(&args.model)
         .map_err(|e| failed(&format!("could not open {}", args.model.display()), e.into()))?;
-    let engines = Engines::new(config.engine_onnxruntime.as_deref());
+    let engines = super::engines(&config);
     engines.tract().warm_up();
     let budget = Budget { warm_up: 3, most: args.rounds as usize, time: args.budget };
     let mut all = Contest::default();

@@ -39,7 +39,7 @@ pub(super) struct InferArgs {
     pub(super) lines: bool,
     #[command(flatten)]
     pub(super) config: ConfigArgs,
-    /// A libonnxruntime.so [default: of the settings, or the system's]
+    /// A libonnxruntime.so [default: of the settings, of the engine pack in force, or the system's]
     #[arg(long, value_name = "FILE")]
     ort_lib: Option<PathBuf>,
     /// How to run it: `engine`, `engine/precision` or `engine/precision/threads` [default: tract in f32]
@@ -62,7 +62,7 @@ pub(super) fn open(args: &InferArgs) -> Result<Opened, Failure> {
     let config = args.config.load(library.into_iter().map(|path| ("engine.onnxruntime", path)).collect())?;
     let subject = Subject::open(&args.model)
         .map_err(|e| Failure::new(&format!("could not open {}", args.model.display()), e.into()))?;
-    let engines = Engines::new(config.engine_onnxruntime.as_deref());
+    let engines = super::engines(&config);
     let setup = setup(&subject, &engines, args.engine.as_ref())?;
     let file = subject.file(setup.precision).ok_or_else(|| no_such_engine(&engines))?.to_owned();
     let loaded = Instant::now();

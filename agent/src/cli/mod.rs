@@ -1,6 +1,7 @@
 //! The command line: what people and systemd type. Data goes to stdout, all else to stderr; exit codes
 //! are 0 (done), 1 (failed) and 2 (wrong usage).
 
+mod baseline;
 mod bench;
 mod enroll;
 mod failure;
@@ -12,12 +13,16 @@ mod peer;
 mod probe;
 mod replay;
 mod status;
+mod version;
 
 use crate::{
+    causes::one_line,
     config::{self, Config, LogFormat},
-    engine::{self, onnxruntime::LibraryError},
+    engine::{self, Engines, onnxruntime},
+    update::installed_pack,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgefleet_shared::ids::{ModelName, SlotName};
 use failure::Failure;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -93,11 +98,27 @@ Examples:
   edgefleet-agent bench ./digits-3
   edgefleet-agent bench model.onnx --batch 1 --threads 1 --output json | jq .rows")]
     Bench(bench::BenchArgs),
+    /// Counts a bundle's held-out data as devices count theirs, for the baseline that travels with it.
+    #[command(after_help = "\
+The model is loaded by this very process: `probe` it first if you do not trust it. `edgefleet model build` does this
+for a folder whose bundle.toml names the data.
+
+Examples:
+  edgefleet-agent baseline --bundle ./digits-3 --data holdout.npz --labels label --out baseline.json
+  edgefleet-agent baseline --bundle ./penguins-1 --data penguins.csv --labels species --out baseline.json")]
+    Baseline(baseline::BaselineArgs),
     /// The confined child of a probe; not for people.
     #[command(name = engine::probe::WORKER_COMMAND, hide = true)]
     ProbeWorker,
-    /// Shows version, target and engines.
-    Version,
+    /// Shows version, target and engines: those that `infer` and `bench` use, and a service with these settings.
+    #[command(after_help = "\
+The library of ONNX Runtime is that of --ort-lib or the settings, otherwise that of the engine pack in force in the
+data folder, otherwise the system's.
+
+Examples:
+  edgefleet-agent version
+  edgefleet-agent version --data /var/lib/edgefleet-agent")]
+    Version(version::VersionArgs),
 }
 
 /// Where settings come from; every command takes these.
@@ -184,6 +205,19 @@ impl RunArgs {
     }
 }
 
+/// The engines of this device as the service has them, the pack in its data folder included. A pack that cannot be
+/// used is told on stderr, and done without.
+fn engines(config: &Config) -> Engines {
+    let engines = Engines::new(config.engine_onnxruntime.as_deref());
+    let slot = onnxruntime::NAME.parse::<ModelName>().map(|name| SlotName::from(&name));
+    let Some(slot) = slot.ok().filter(|_| config.engine_onnxruntime.is_none()) else { return engines };
+    match installed_pack(&config.data, &slot) {
+        Ok(pack) => engines.set_pack(pack.map(|pack| pack.library)),
+        Err(error) => eprintln!("without the engine pack: {}", one_line(&error)),
+    }
+    engines
+}
+
 /// What a relative path on the command line means, for settings that want the whole one.
 fn absolute(path: &std::path::Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
@@ -209,20 +243,9 @@ pub fn main() -> ExitCode {
         Command::Infer(args) => infer::infer(args),
         Command::Replay(args) => block_on(replay::replay(args)),
         Command::Bench(args) => bench::bench(args),
+        Command::Baseline(args) => baseline::baseline(args),
         Command::ProbeWorker => return engine::probe::probe_worker_main(),
-        Command::Version => {
-            println!("edgefleet-agent {}", env!("CARGO_PKG_VERSION"));
-            println!("target {}-{}", std::env::consts::ARCH, std::env::consts::OS);
-            println!("engine {} {}", engine::tract::NAME, engine::tract::VERSION);
-            match engine::Engines::new(None).library() {
-                Some(path) => println!("engine {} at {}", engine::onnxruntime::NAME, path.display()),
-                None if cfg!(target_feature = "crt-static") => {
-                    println!("engine {}: {}", engine::onnxruntime::NAME, LibraryError::StaticBuild);
-                }
-                None => println!("engine {}: no library in the system's folders", engine::onnxruntime::NAME),
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Version(args) => version::version(args),
     };
     done.unwrap_or_else(|failure| failure.print())
 }

@@ -2,8 +2,9 @@
 //!
 //! Source: NumPy's "NPY format" (numpy.lib.format), versions 1 to 3.
 
+use crate::monitor::profile::number;
 use bytes::Bytes;
-use edgefleet_shared::tensor::{Datatype, Tensor};
+use edgefleet_shared::tensor::{Datatype, Tensor, element_count};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// Longest description; NumPy's own are some 120 bytes.
@@ -14,6 +15,19 @@ const MAX_HEADER: usize = 1 << 16;
 /// # Errors
 /// One sentence on what cannot be read: not NumPy's, another byte order, columns first, no number.
 pub(super) fn tensor(name: &str, file: &Bytes) -> Result<Tensor, String> {
+    let Header { descr, shape, data } = header(file)?;
+    let datatype = datatype(descr).ok_or_else(|| format!("its type `{descr}` is not supported"))?;
+    Tensor::new(name, datatype, shape, data).map_err(|e| e.to_string())
+}
+
+/// What an array says of itself, and its bytes.
+struct Header<'a> {
+    descr: &'a str,
+    shape: Vec<usize>,
+    data: Bytes,
+}
+
+fn header(file: &Bytes) -> Result<Header<'_>, String> {
     let rest = file.strip_prefix(MAGIC).ok_or("it does not begin like a file of NumPy")?;
     let (major, rest) = (rest.first().copied().unwrap_or(0), rest.get(2..).unwrap_or_default());
     let (length, width) = match (major, rest) {
@@ -33,7 +47,6 @@ pub(super) fn tensor(name: &str, file: &Bytes) -> Result<Tensor, String> {
     let missing = |key: &str| format!("its description has no `{key}`");
     let descr = after("descr").ok_or_else(|| missing("descr"))?;
     let descr = descr.strip_prefix('\'').and_then(|rest| rest.split('\'').next()).unwrap_or_default();
-    let datatype = datatype(descr).ok_or_else(|| format!("its type `{descr}` is not supported"))?;
     if !after("fortran_order").ok_or_else(|| missing("fortran_order"))?.starts_with("False") {
         return Err("it lies columns first; save it with `numpy.ascontiguousarray`".into());
     }
@@ -46,7 +59,76 @@ pub(super) fn tensor(name: &str, file: &Bytes) -> Result<Tensor, String> {
         .filter(|dim| !dim.is_empty())
         .map(|dim| dim.parse().map_err(|_| format!("its shape ({shape}) is no list of numbers")))
         .collect::<Result<_, _>>()?;
-    Tensor::new(name, datatype, shape, file.slice(start + length..)).map_err(|e| e.to_string())
+    Ok(Header { descr, shape, data: file.slice(start + length..) })
+}
+
+/// Numbers, or texts of a fixed length.
+pub(super) enum Array {
+    Numbers(Tensor),
+    /// `width`: of one, in bytes, or where they are `wide` in code points of four.
+    Texts {
+        shape: Vec<usize>,
+        data: Bytes,
+        width: usize,
+        wide: bool,
+    },
+}
+
+pub(super) enum Element {
+    Number(f64),
+    Text(Vec<u8>),
+}
+
+/// An array of numbers or of texts (`S`, `U`).
+///
+/// # Errors
+/// As [`tensor`].
+pub(super) fn array(file: &Bytes) -> Result<Array, String> {
+    let Header { descr, shape, data } = header(file)?;
+    let wide = descr.starts_with("<U");
+    let length = descr.strip_prefix("<U").or_else(|| descr.strip_prefix("|S"));
+    let Some(length) = length.and_then(|length| length.parse::<usize>().ok()) else {
+        return tensor("array", file).map(Array::Numbers);
+    };
+    let width = if wide { length.saturating_mul(4) } else { length };
+    let count = element_count(&shape).and_then(|count| count.checked_mul(width));
+    match count {
+        Some(bytes) if bytes == data.len() && width > 0 => Ok(Array::Texts { shape, data, width, wide }),
+        _ => Err(format!("its {} bytes are not the texts its description says", data.len())),
+    }
+}
+
+impl Array {
+    pub(super) fn shape(&self) -> &[usize] {
+        match self {
+            Self::Numbers(tensor) => tensor.shape(),
+            Self::Texts { shape, .. } => shape,
+        }
+    }
+    pub(super) fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+    pub(super) fn get(&self, index: usize) -> Element {
+        match self {
+            Self::Numbers(tensor) => Element::Number(number(tensor, index)),
+            Self::Texts { data, width, wide, .. } => {
+                let raw = data.get(index * width..(index + 1) * width).unwrap_or_default();
+                Element::Text(if *wide {
+                    text_of(raw)
+                } else {
+                    raw.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+                })
+            }
+        }
+    }
+}
+
+/// UTF-32 to UTF-8, up to the zeros at the end.
+fn text_of(raw: &[u8]) -> Vec<u8> {
+    let points = raw.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four));
+    let text: String =
+        points.take_while(|point| *point != 0).map(|p| char::from_u32(p).unwrap_or('\u{fffd}')).collect();
+    text.into_bytes()
 }
 
 fn datatype(descr: &str) -> Option<Datatype> {
@@ -100,6 +182,26 @@ mod tests {
             assert!(why.contains(word), "{why}");
         }
         assert!(tensor("x", &Bytes::from_static(b"PK")).is_err());
+    }
+
+    #[test]
+    fn arrays_of_texts_are_read_in_both_of_numpys_forms() {
+        for (descr, data) in [
+            ("|S3", b"red\0\0\0ab\0".to_vec()),
+            ("<U3", { "red\0\0\0ab\0".chars().flat_map(|c| (c as u32).to_le_bytes()).collect() }),
+        ] {
+            let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (3,), }}");
+            let array = array(&file(1, &header, &data)).unwrap();
+            let texts: Vec<_> = (0..3)
+                .map(|n| match array.get(n) {
+                    Element::Text(text) => String::from_utf8(text).unwrap(),
+                    Element::Number(_) => panic!("a text"),
+                })
+                .collect();
+            assert_eq!(texts, ["red", "", "ab"]);
+        }
+        let header = "{'descr': '<U9', 'fortran_order': False, 'shape': (3,), }";
+        assert!(array(&file(1, header, &[0; 8])).is_err());
     }
 
     proptest! {

@@ -40,6 +40,8 @@ pub struct EngineChooser {
     /// `None`: nothing is remembered beyond this process.
     folder: Option<PathBuf>,
     known: Mutex<BTreeMap<BundleDigest, Selection>>,
+    /// Held while something is tried: two at a time would measure each other, and share the memory meant for one.
+    trying: Mutex<()>,
 }
 
 /// A model in memory, and how it is run.
@@ -61,7 +63,17 @@ impl EngineChooser {
     ) -> Self {
         let known = folder.as_deref().map(remembered).unwrap_or_default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { engines, policy, cpu: fingerprint(), cores, probe, budget, folder, known: Mutex::new(known) }
+        Self {
+            engines,
+            policy,
+            cpu: fingerprint(),
+            cores,
+            probe,
+            budget,
+            folder,
+            known: Mutex::new(known),
+            trying: Mutex::default(),
+        }
     }
 
     pub fn engines(&self) -> &Engines {
@@ -75,6 +87,7 @@ impl EngineChooser {
 
     /// Opens the library of an engine pack in a confined child. Blocks.
     pub fn try_pack(&self, files: &BundleFiles) -> ProbeVerdict {
+        let _turn = self.trying.lock();
         probe::run(files, &self.probe)
     }
 
@@ -95,6 +108,7 @@ impl EngineChooser {
             setups.first().copied()
         })?;
         let library = Some(library.to_owned());
+        let _turn = self.trying.lock();
         Some(probe::run(files, &ProbeOptions { setup: Some(setup), library, ..self.probe.clone() }))
     }
 
@@ -161,6 +175,7 @@ impl EngineChooser {
     /// Tries a bundle: its golden samples with every setup, then, among those that passed, the speed.
     /// The verdict is that of the setup that will run it, or of the first if none passed. Blocks.
     pub fn try_bundle(&self, files: &BundleFiles, manifest: &Manifest) -> ProbeVerdict {
+        let _turn = self.trying.lock();
         let engines = self.engines.identities();
         let (setups, mut refused) = self.offered(manifest);
         let Some(first) = setups.first().copied() else {

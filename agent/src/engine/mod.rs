@@ -4,6 +4,7 @@
 //! beside the async world, `probe` tries an unknown bundle in a confined child before anything here may load it,
 //! `pack` knows which library of an engine pack is for this program, `piped` puts a bundle's own steps around its model, `golden` compares answers. `chooser` decides from that which engine runs a bundle; `choosing` does it.
 
+pub mod aside;
 pub mod bench;
 pub mod chooser;
 pub mod choosing;

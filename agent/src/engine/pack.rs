@@ -6,15 +6,33 @@ use edgefleet_shared::{
     reported::RefusalCode,
 };
 
+/// A program, as far as libraries are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Build {
+    arch: &'static str,
+    /// Whether it can load any: not where it is linked statically, or against another C library than glibc.
+    loads: bool,
+}
+
+impl Build {
+    const THIS: Self = Self {
+        arch: std::env::consts::ARCH,
+        loads: cfg!(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"))),
+    };
+
+    fn target(self) -> Option<&'static str> {
+        match self.arch {
+            "x86_64" if self.loads => Some("x86_64-linux-gnu"),
+            "aarch64" if self.loads => Some("aarch64-linux-gnu"),
+            _ => None,
+        }
+    }
+}
+
 /// What libraries this program can load; `None` where it can load none: a static build, or an architecture
 /// that no pack is made for.
 pub fn target() -> Option<&'static str> {
-    let loads = cfg!(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static")));
-    match std::env::consts::ARCH {
-        "x86_64" if loads => Some("x86_64-linux-gnu"),
-        "aarch64" if loads => Some("aarch64-linux-gnu"),
-        _ => None,
-    }
+    Build::THIS.target()
 }
 
 /// The library of a pack for this device; `None` if the pack is a withdrawal. Looks at the manifest alone, so
@@ -23,18 +41,21 @@ pub fn target() -> Option<&'static str> {
 /// # Errors
 /// [`RefusalCode::NoArtifact`] with the reason; that the manifest is of a model, too.
 pub fn own_library(manifest: &Manifest) -> Result<Option<&Library>, LoadError> {
+    library_for(Build::THIS, manifest)
+}
+
+fn library_for(build: Build, manifest: &Manifest) -> Result<Option<&Library>, LoadError> {
     let no = |message: String| LoadError { code: RefusalCode::NoArtifact, message, node: None, op: None };
     let name = manifest.name();
     let Some(card) = &manifest.engine else { return Err(no(format!("`{name}` is no engine pack"))) };
     if card.is_withdrawal() {
         return Ok(None);
     }
-    let Some(target) = target() else {
-        let arch = std::env::consts::ARCH;
-        let why = if cfg!(target_feature = "crt-static") || cfg!(not(target_env = "gnu")) {
-            "a static build, which cannot load libraries"
-        } else {
-            "of an architecture that packs are not made for"
+    let Some(target) = build.target() else {
+        let arch = build.arch;
+        let why = match build.loads {
+            false => "a static build, which cannot load libraries",
+            true => "of an architecture that packs are not made for",
         };
         return Err(no(format!("`{name}` is an engine pack, and this agent ({arch}) is {why}")));
     };
@@ -67,6 +88,67 @@ pub(super) fn is_library_for(head: &[u8], target: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use edgefleet_shared::digest::BlobDigest;
+    use serde_json::json;
+
+    fn pack(api: u32, targets: &[&str]) -> Manifest {
+        let library =
+            |target: &&str| json!({"target": target, "digest": BlobDigest::of(target.as_bytes()), "size": 7});
+        let libraries: Vec<_> = targets.iter().map(library).collect();
+        let manifest = json!({"schema": 1, "kind": "engine",
+            "model": {"name": "onnxruntime", "counter": 1, "version": "1.32.0"},
+            "engine": {"api": api, "libraries": libraries}});
+        Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_pack_is_refused_by_what_cannot_load_it_and_a_withdrawal_by_nobody() {
+        let (x86, arm) = ("x86_64-linux-gnu", "aarch64-linux-gnu");
+        let build = |arch, loads| Build { arch, loads };
+        for (build, targets, wanted) in [
+            (build("x86_64", true), vec![x86, arm], Ok(x86)),
+            (build("aarch64", true), vec![x86, arm], Ok(arm)),
+            (
+                build("x86_64", true),
+                vec![arm],
+                Err("no library for x86_64-linux-gnu, only for aarch64-linux-gnu"),
+            ),
+            (
+                build("aarch64", true),
+                vec![x86],
+                Err("no library for aarch64-linux-gnu, only for x86_64-linux-gnu"),
+            ),
+            (
+                build("x86_64", false),
+                vec![x86, arm],
+                Err("(x86_64) is a static build, which cannot load libraries"),
+            ),
+            (
+                build("aarch64", false),
+                vec![x86, arm],
+                Err("(aarch64) is a static build, which cannot load libraries"),
+            ),
+            (
+                build("arm", true),
+                vec![x86, arm],
+                Err("(arm) is of an architecture that packs are not made for"),
+            ),
+        ] {
+            let manifest = pack(32, &targets);
+            match (library_for(build, &manifest), wanted) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found.expect("a library").target, wanted, "{build:?}"),
+                (Err(error), Err(words)) => {
+                    assert_eq!(error.code, RefusalCode::NoArtifact);
+                    assert!(error.message.contains(words), "{build:?}: {}", error.message);
+                }
+                (found, wanted) => panic!("{build:?}: {found:?} instead of {wanted:?}"),
+            }
+            assert_eq!(library_for(build, &pack(0, &[])).unwrap(), None, "{build:?}");
+        }
+        let old =
+            library_for(build("x86_64", true), &pack(onnxruntime::OLDEST_MINOR - 1, &[x86])).unwrap_err();
+        assert!(old.message.contains("or newer"), "{}", old.message);
+    }
 
     #[test]
     fn the_header_tells_what_a_library_is_for() {

@@ -1,14 +1,21 @@
 //! A model with the steps its bundle puts around it: to everybody outside, one model whose tensors are those
 //! clients send and get.
 
-use super::{LoadError, LoadedModel, RunError, panic_text};
+use super::{
+    LoadError, LoadedModel, RunError,
+    aside::{self, Aside, Steps},
+    panic_text,
+};
 use crate::pipeline::{Pipeline, PipelineError};
 use edgefleet_shared::{
     bundle::{Interface, PipelineSpec},
     reported::RefusalCode,
     tensor::Tensor,
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 
 struct PipedModel {
     model: Box<dyn LoadedModel>,
@@ -38,14 +45,20 @@ pub fn around(
 
 impl LoadedModel for PipedModel {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-        let (tensors, context) = guarded(|| self.pipeline.prepare(inputs))?;
+        let started = Instant::now();
+        let (tensors, mut context) = guarded(|| self.pipeline.prepare(inputs))?;
+        let pre = started.elapsed();
         let outputs = self.model.run(&tensors).map_err(|error| match error {
             // The client never saw this tensor; what it sent was accepted.
             RunError::BadInput(why) => RunError::BadInput(format!("after the pipeline's first half: {why}")),
             engine @ RunError::Engine(_) => engine,
         })?;
         drop(tensors);
-        guarded(|| self.pipeline.finish(outputs, &context))
+        let answered = Instant::now();
+        let done = guarded(|| self.pipeline.finish(outputs, &context))?;
+        let steps = Some(Steps { pre, post: answered.elapsed() });
+        aside::leave(Aside { steps, pictures: std::mem::take(&mut context.pictures) });
+        Ok(done)
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use bytes::Bytes;
 use edgefleet_shared::{
-    bundle::{Artifact, BlobRef, GoldenSample, Interface, PipelineSpec, Precision, TensorSpec},
+    bundle::{Artifact, BlobRef, GoldenSample, Interface, Manifest, PipelineSpec, Precision, TensorSpec},
     digest::BlobDigest,
     reported::RefusalCode,
     tensor::{Datatype, Tensor, element_count},
@@ -30,6 +30,8 @@ pub struct Subject {
     /// Most rows of one request.
     pub batch_max: usize,
     files: Vec<(Precision, PathBuf)>,
+    /// Of a bundle.
+    pub manifest: Option<Manifest>,
     /// The first golden input, or made-up numbers.
     pub input: Vec<Tensor>,
 }
@@ -71,12 +73,13 @@ impl Subject {
             name: manifest.name().to_string(),
             files: artifacts.iter().map(|a| (a.precision, path(&a.blob))).collect(),
             interface: manifest.external(),
-            inner: manifest.interface,
-            pipeline: manifest.pipeline,
-            labels: manifest.labels,
+            inner: manifest.interface.clone(),
+            pipeline: manifest.pipeline.clone(),
+            labels: manifest.labels.clone(),
             batch_max: manifest.limits.batch_max,
             artifacts,
             input,
+            manifest: Some(manifest),
         })
     }
 
@@ -96,6 +99,7 @@ impl Subject {
             batch_max: 1 << 16,
             artifacts: vec![artifact],
             files: vec![(Precision::F32, path.to_owned())],
+            manifest: None,
         })
     }
 

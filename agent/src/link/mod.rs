@@ -10,6 +10,7 @@
 //! none of that can happen.
 
 pub mod backoff;
+pub mod budget;
 pub mod command;
 pub mod sender;
 mod session;

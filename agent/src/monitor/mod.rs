@@ -6,7 +6,10 @@
 //! lock and never touches the disk.
 
 pub mod classes;
+pub mod device;
 pub mod labels;
+pub mod profile;
+mod profiling;
 pub mod ring;
 pub mod shadow;
 pub mod window;
@@ -20,10 +23,12 @@ use edgefleet_shared::{
     desired::Threshold,
     ids::{BootId, DeviceId, PredictionId, SlotName},
     message::Labels,
-    telemetry::{RecordBody, Role},
+    telemetry::{DeviceHealth, RecordBody, Role},
 };
 use labels::LabelBook;
 use parking_lot::Mutex;
+use profile::Profiler;
+use profiling::Profiling;
 use ring::Ring;
 use std::{
     collections::{HashMap, VecDeque},
@@ -60,6 +65,8 @@ pub struct MonitorConfig {
     pub boot: BootId,
     /// Length of a window; `desired.settings.window_secs`.
     pub window: Duration,
+    /// Length of a profile; `desired.settings.profile_secs`, zero for none.
+    pub profile: Duration,
     /// Joined labels are gathered this long before they become a record.
     pub label_flush: Duration,
     /// Bytes the memory of predictions may take, and how long it reaches back.
@@ -68,12 +75,13 @@ pub struct MonitorConfig {
 }
 
 impl MonitorConfig {
-    /// 5-minute windows, labels every 10 s, 16 MiB or 14 days of predictions.
+    /// 5-minute windows, profiles of an hour, labels every 10 s, 16 MiB or 14 days of predictions.
     pub fn new(device: DeviceId, boot: BootId) -> Self {
         Self {
             device,
             boot,
             window: Duration::from_secs(300),
+            profile: Duration::from_secs(3_600),
             label_flush: Duration::from_secs(10),
             ring_bytes: 16 << 20,
             ring_age: Duration::from_secs(14 * 86_400),
@@ -83,6 +91,8 @@ impl MonitorConfig {
 
 /// Records waiting for a sink that fails; beyond it the oldest are dropped and the loss is counted.
 const MAX_WAITING: usize = 1_024;
+/// Age at which what was seen of the device is no news any more: a disk may hang whoever asks it.
+const STALE_MS: u64 = 300_000;
 
 /// Counts what one bundle does in one role. Cheap to share; [`Recorder::record`] is the request path.
 pub struct Recorder {
@@ -90,6 +100,7 @@ pub struct Recorder {
     /// Number under which the ring knows the subject.
     index: u32,
     builder: Mutex<WindowBuilder>,
+    profiling: Option<Profiling>,
     retired: AtomicBool,
 }
 
@@ -113,15 +124,20 @@ pub struct Monitor {
     labels: Mutex<LabelBook>,
     /// What shadows have answered is taken over at every tick: their threads take no lock of ours.
     shadows: Mutex<Vec<Arc<ShadowRecorder>>>,
+    /// Whether profiles are wanted.
+    profiling: Arc<AtomicBool>,
     /// Held while records go to the sink, so that two ticks do not send one twice.
     sending: Mutex<()>,
 }
 
 struct Inner {
     window: Duration,
+    profile: Duration,
     recorders: Vec<Arc<Recorder>>,
     thresholds: HashMap<SlotName, Vec<Threshold>>,
     waiting: VecDeque<RecordBody>,
+    /// As it was last looked at, and when.
+    device: Option<(u64, DeviceHealth)>,
     dropped: u64,
     labels_since_ms: u64,
 }
@@ -135,7 +151,10 @@ impl Inner {
         self.waiting.push_back(record);
     }
     fn cut(&mut self, recorder: &Recorder, now: Moment) {
-        if let Some(window) = recorder.builder.lock().cut(now) {
+        if let Some(mut window) = recorder.builder.lock().cut(now) {
+            let fresh = |(at, _): &(u64, DeviceHealth)| now.mono_ms.saturating_sub(*at) <= STALE_MS;
+            let device = self.device.filter(fresh).map(|(_, device)| device);
+            window.device = device.filter(|_| window.role == Role::Primary);
             self.push(RecordBody::Window(Box::new(window)));
         }
     }
@@ -145,15 +164,19 @@ impl Monitor {
     pub fn new(config: MonitorConfig, clock: Arc<dyn MonitorClock>, sink: Arc<dyn RecordSink>) -> Self {
         let inner = Inner {
             window: config.window,
+            profile: config.profile,
             recorders: Vec::new(),
             thresholds: HashMap::new(),
             waiting: VecDeque::new(),
+            device: None,
             dropped: 0,
             labels_since_ms: clock.now().mono_ms,
         };
         let ring = Ring::new(config.ring_bytes, config.ring_age);
+        let profiling = Arc::new(AtomicBool::new(!config.profile.is_zero()));
         Self {
             config,
+            profiling,
             clock,
             sink,
             inner: Mutex::new(inner),
@@ -170,10 +193,20 @@ impl Monitor {
 
     /// Opens a window for something that begins to serve (or to run as a shadow).
     pub fn watch(&self, subject: Subject) -> Arc<Recorder> {
-        self.watch_beside(subject, None)
+        self.watch_beside(subject, None, None)
     }
 
-    fn watch_beside(&self, subject: Subject, against: Option<Arc<Subject>>) -> Arc<Recorder> {
+    /// The same with a profile of its inputs and answers.
+    pub fn watch_inputs(&self, subject: Subject, profiler: Arc<Profiler>) -> Arc<Recorder> {
+        self.watch_beside(subject, None, Some(profiler))
+    }
+
+    fn watch_beside(
+        &self,
+        subject: Subject,
+        against: Option<Arc<Subject>>,
+        profiler: Option<Arc<Profiler>>,
+    ) -> Arc<Recorder> {
         let now = self.clock.now();
         let subject = Arc::new(subject);
         let index = self.ring.lock().adopt(subject.clone());
@@ -184,7 +217,10 @@ impl Monitor {
             Some(against) => builder.against(against),
             None => builder,
         };
+        let profiling =
+            profiler.map(|profiler| Profiling::new(profiler, subject.clone(), self.profiling.clone(), now));
         let recorder = Arc::new(Recorder {
+            profiling,
             builder: Mutex::new(builder),
             subject,
             index,
@@ -194,12 +230,20 @@ impl Monitor {
         recorder
     }
 
+    /// How the device is doing; goes with every window of the next five minutes.
+    pub fn set_device(&self, device: DeviceHealth) {
+        let now = self.clock.now().mono_ms;
+        self.inner.lock().device = Some((now, device));
+    }
+
     /// Cuts the window: the bundle no longer gets new requests. What is still in flight opens one
     /// more window of the same bundle, cut at the next tick.
     pub fn retire(&self, recorder: &Recorder) {
         let now = self.clock.now();
         recorder.retired.store(true, Ordering::Release);
-        self.inner.lock().cut(recorder, now);
+        let mut inner = self.inner.lock();
+        inner.cut(recorder, now);
+        inner.cut_profile(recorder, true, now);
     }
 
     /// `desired.settings.window_secs`; at least one second.
@@ -323,6 +367,7 @@ impl Monitor {
                 if everything || retired || age >= window_ms {
                     inner.cut(recorder, now);
                 }
+                inner.cut_profile(recorder, everything || retired, now);
             }
             // A retired one that nobody holds any more can never record again.
             inner.recorders = recorders

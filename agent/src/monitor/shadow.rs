@@ -4,7 +4,11 @@
 //! wait for the whole device to be idle. So it only leaves its answers in a place of its own, and the
 //! monitor's tick takes them over where the place happens to be free.
 
-use super::{Monitor, Observation, Outcome, Recorder, RowVerdict, Subject};
+use super::{
+    Monitor, Observation, Outcome, Recorder, RowVerdict, Subject,
+    profile::{Profiler, Scores},
+};
+use crate::engine::aside::Steps;
 use edgefleet_shared::telemetry::Role;
 use parking_lot::Mutex;
 use std::{
@@ -28,9 +32,12 @@ pub struct ShadowAnswer {
     /// From the request until the shadow took it, and inside the shadow's engine.
     pub queue: Duration,
     pub infer: Duration,
+    pub steps: Option<Steps>,
     pub classes: Vec<super::Class>,
     /// One per row where both answered; empty if the shadow failed.
     pub verdicts: Vec<RowVerdict>,
+    /// How sure it was of them.
+    pub scores: Scores,
     pub mono_ms: u64,
 }
 
@@ -66,13 +73,18 @@ impl ShadowRecorder {
 }
 
 impl Monitor {
-    /// Opens the window of a shadow of `against`.
-    pub fn watch_shadow(&self, mut subject: Subject, against: &Arc<Subject>) -> Arc<ShadowRecorder> {
+    /// Opens window and profile of a shadow of `against`.
+    pub fn watch_shadow(
+        &self,
+        mut subject: Subject,
+        against: &Arc<Subject>,
+        profiler: Option<Arc<Profiler>>,
+    ) -> Arc<ShadowRecorder> {
         if subject.classes == against.classes {
             subject.classes = against.classes.clone(); // so that equal classes are equal numbers
         }
         subject.role = Role::Shadow;
-        let recorder = self.watch_beside(subject, Some(against.clone()));
+        let recorder = self.watch_beside(subject, Some(against.clone()), profiler);
         let shadow =
             Arc::new(ShadowRecorder { recorder, answers: Mutex::default(), lost: AtomicU64::new(0) });
         self.shadows.lock().push(shadow.clone());
@@ -110,6 +122,8 @@ impl Monitor {
             outcome: answer.outcome,
             queue: answer.queue,
             infer: answer.infer,
+            steps: answer.steps,
+            pass_rows: 0,
             total: answer.queue + answer.infer,
             classes: &answer.classes,
         };
@@ -118,6 +132,9 @@ impl Monitor {
             let mut builder = shadow.recorder.builder.lock();
             builder.record(&seen, answer.mono_ms);
             builder.compare(&answer.verdicts, failed);
+        }
+        if let Some(profiling) = &shadow.recorder.profiling {
+            profiling.take_over(answer);
         }
         let Some(sequence) = answer.sequence else { return };
         let rows = usize::try_from(answer.rows).unwrap_or(usize::MAX).min(MAX_ANSWERS);

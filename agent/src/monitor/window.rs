@@ -1,12 +1,16 @@
 //! One window in the making. Pure: time comes in, nothing goes out but the finished window.
 
 use super::classes::Class;
+use crate::engine::aside::Steps;
 use edgefleet_shared::{
     desired::{Metric, Threshold},
     digest::BundleDigest,
     ids::{AttemptId, BundleName, SlotName},
     reported::ClockQuality,
-    telemetry::{Agreement, ClassAgreement, Counts, Exceed, Latency, Role, Window, window::MAX_KEYS},
+    telemetry::{
+        Agreement, ClassAgreement, Counts, Exceed, Latency, Role, Window,
+        window::{MAX_KEYS, MAX_POWERS},
+    },
     time::Timestamp,
 };
 use std::{
@@ -48,10 +52,24 @@ impl From<&[String]> for ClassNames {
     }
 }
 
+impl ClassNames {
+    pub(super) fn name(&self, index: u32) -> String {
+        self.names.get(index as usize).cloned().unwrap_or_else(|| index.to_string())
+    }
+    pub(super) fn index(&self, text: &str) -> Option<u32> {
+        if let Some(index) = self.by_name.get(text) {
+            return Some(*index);
+        }
+        let index: u32 = text.parse().ok()?;
+        let known = self.names.len();
+        (known == 0 || (index as usize) < known).then_some(index)
+    }
+}
+
 impl Subject {
     /// The label at `index`, or the number itself where there is no label.
     pub fn class_name(&self, index: u32) -> String {
-        self.classes.names.get(index as usize).cloned().unwrap_or_else(|| index.to_string())
+        self.classes.name(index)
     }
     /// Whether class `mine` of this bundle and class `theirs` of `other` have one name. Bundles with equal
     /// names share the table of them, and then it is a comparison of numbers.
@@ -63,12 +81,7 @@ impl Subject {
     }
     /// A class by its name or, where no class has that name, by its index.
     pub fn class_index(&self, text: &str) -> Option<u32> {
-        if let Some(index) = self.classes.by_name.get(text) {
-            return Some(*index);
-        }
-        let index: u32 = text.parse().ok()?;
-        let known = self.classes.names.len();
-        (known == 0 || (index as usize) < known).then_some(index)
+        self.classes.index(text)
     }
 }
 
@@ -125,6 +138,10 @@ pub struct Observation<'a> {
     pub outcome: Outcome,
     pub queue: Duration,
     pub infer: Duration,
+    /// Of `infer`: the bundle's own steps, if it has any.
+    pub steps: Option<Steps>,
+    /// Rows of the pass through the model that is counted with this request; 0 if another counts it.
+    pub pass_rows: u64,
     pub total: Duration,
     /// What was predicted, by row; empty if the model predicts no class.
     pub classes: &'a [Class],
@@ -252,6 +269,17 @@ impl WindowBuilder {
         self.latency.queue.record_us(micros(seen.queue));
         self.latency.infer.record_us(micros(seen.infer));
         self.latency.total.record_us(micros(seen.total));
+        if let Some(Steps { pre, post }) = seen.steps {
+            self.latency.pre.record_us(micros(pre));
+            self.latency.post.record_us(micros(post));
+        }
+        if let Some(power) = seen.pass_rows.checked_ilog2() {
+            let power = (power as usize).min(MAX_POWERS - 1);
+            if self.latency.passes.len() <= power {
+                self.latency.passes.resize(power + 1, 0);
+            }
+            self.latency.passes[power] += 1;
+        }
         for (threshold, (n, x)) in self.thresholds.iter().zip(&mut self.exceed) {
             let value = match threshold.metric {
                 Metric::TotalMs => seen.total,
@@ -278,6 +306,10 @@ impl WindowBuilder {
         let done = std::mem::replace(self, next);
         if done.requests == 0 && done.rejected == 0 {
             return None;
+        }
+        let mut latency = done.latency;
+        if latency.passes.len() <= 1 {
+            latency.passes.clear(); // each row alone, as the counts say already
         }
         let subject = done.subject;
         let mut classes = BTreeMap::new();
@@ -318,10 +350,11 @@ impl WindowBuilder {
                 errors: errors.map(|(code, n)| (code.as_str().to_owned(), n)).collect(),
                 rejected: done.rejected,
             },
-            latency: done.latency,
+            latency,
             classes,
             first_bad_ms: done.first_bad_ms,
             agreement,
+            device: None,
             exceed: exceed.map(|(threshold, (n, x))| Exceed { id: threshold.id, n, x }).collect(),
         })
     }
@@ -334,7 +367,9 @@ mod tests {
 
     fn ok(classes: &[Class]) -> Observation<'_> {
         let ms = Duration::from_millis;
-        Observation { rows: 1, outcome: Outcome::Ok, queue: ms(1), infer: ms(5), total: ms(8), classes }
+        let steps = Some(Steps { pre: ms(2), post: ms(1) });
+        let (outcome, queue, infer, total) = (Outcome::Ok, ms(1), ms(5), ms(8));
+        Observation { rows: 1, outcome, queue, infer, steps, pass_rows: 1, total, classes }
     }
 
     #[test]

@@ -61,3 +61,24 @@ impl Fault {
         Self::Value(reason.into())
     }
 }
+
+/// The operation of `pre` that refused a request, from what [`PipelineError::Pre`] says of it.
+pub fn refusing_op(said: &str) -> Option<&str> {
+    let (_, rest) = said.strip_prefix("pipeline `pre` step ")?.split_once(" (`")?;
+    let (op, _) = rest.split_once("`): ")?;
+    op.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then_some(op)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_operation_to_programs_too() {
+        let fault = Fault::value("is neither JPEG nor PNG");
+        let error = PipelineError::Pre { step: 12, op: "decode_image", fault };
+        assert_eq!(refusing_op(&error.to_string()), Some("decode_image"));
+        assert_eq!(refusing_op("input `x` (`y`): is unknown"), None);
+        assert_eq!(refusing_op("pipeline `pre` step 1 (`de code`): x"), None);
+    }
+}

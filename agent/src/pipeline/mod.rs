@@ -6,6 +6,7 @@
 //! allocated, every mistake is a typed error. `docs/pipelines.md` says what each operation computes, and
 //! against which reference it is tested.
 
+pub mod appearance;
 mod classify;
 mod compile;
 mod debounce;
@@ -21,8 +22,10 @@ mod template;
 mod value;
 
 pub use debounce::StreamState;
-pub use error::{CompileError, Fault, PipelineError};
+pub use error::{CompileError, Fault, PipelineError, refusing_op};
+pub(crate) use image::gray;
 
+use appearance::Appearance;
 use compile::Program;
 use edgefleet_shared::{
     bundle::{Interface, Manifest, PipelineSpec, TensorSpec, pipeline::Side},
@@ -44,6 +47,16 @@ pub struct Pipeline {
 #[derive(Clone, Debug, Default)]
 pub struct Context {
     placements: Vec<(String, Arc<[Placement]>)>,
+    /// What decoded pictures look like.
+    pub pictures: Vec<Pictures>,
+}
+
+/// How the pictures look that one step decoded, one a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pictures {
+    /// Counted from 1.
+    pub step: usize,
+    pub appearances: Vec<Appearance>,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -159,6 +172,8 @@ impl Program {
                 });
             }
             let written = step.run.run(inputs, &mut around).map_err(fault)?;
+            let appearances = written.first().and_then(|written| step.run.appearances(written));
+            context.pictures.extend(appearances.map(|appearances| Pictures { step: index + 1, appearances }));
             for (place, value) in step.writes.iter().zip(written) {
                 if let Some(slot) = places.get_mut(*place) {
                     *slot = Some(Place::Made(value));

@@ -1,6 +1,7 @@
 //! What every operation is once compiled: a pure function from the values it reads to those it writes.
 
 use super::{
+    appearance::Appearance,
     debounce::StreamState,
     error::Fault,
     image::Placement,
@@ -13,6 +14,11 @@ use std::sync::Arc;
 pub(super) trait Run: Send + Sync {
     /// `inputs` in the order the operation named them; as many results as it declared.
     fn run(&self, inputs: Vec<Value>, around: &mut Around<'_>) -> Result<Vec<Value>, Fault>;
+
+    /// How the pictures look that it has decoded; nothing of an operation that decodes none.
+    fn appearances(&self, _written: &Value) -> Option<Vec<Appearance>> {
+        None
+    }
 }
 
 /// What an operation may know besides its tensors.

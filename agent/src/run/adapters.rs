@@ -2,6 +2,7 @@
 
 use super::{packs::Packs, report::Latest};
 use crate::{
+    capture::upload::{Answer, Carrier},
     engine::{choosing::EngineChooser, probe},
     identity::TrustedClock,
     link::{LinkHandle, QoS},
@@ -15,6 +16,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgefleet_shared::{
     bundle::{Kind, Manifest},
     digest::BlobDigest,
@@ -30,7 +32,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Time since the agent's start, and the wall clock with what is known of it.
@@ -102,6 +104,25 @@ pub(super) struct CurrentHttps(pub(super) ArcSwap<HttpsSource>);
 impl RangeSource for CurrentHttps {
     async fn get(&self, digest: BlobDigest, from: u64, to: u64) -> Result<RangeStream, RangeError> {
         self.0.load_full().get(digest, from, to).await
+    }
+}
+
+/// Captures go to the controller with the same certificate.
+#[async_trait]
+impl Carrier for CurrentHttps {
+    async fn put(&self, id: BlobDigest, file: Bytes) -> Answer {
+        let path = format!("/api/v1/device/captures/{id}");
+        match self.0.load_full().put(&path, file).await {
+            Ok((status, ..)) if status.is_success() => Answer::Stored,
+            // What is wrong with these bytes stays wrong; everything else may pass.
+            Ok((status, _, why)) if matches!(status.as_u16(), 400 | 413 | 415 | 422) => {
+                Answer::Refused { why: format!("{status}: {why}") }
+            }
+            Ok((status, after, why)) => {
+                Answer::Later { why: format!("{status}: {why}"), after: after.map(Duration::from_secs) }
+            }
+            Err(error) => Answer::Later { why: error.to_string(), after: None },
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Puts tested bundles into service and says how they do; runs candidates in their shadow.
 
 use super::{
-    engines::RunningEngines,
+    baseline,
     health::{self, Before},
     packs::{self, Packs},
+    running::RunningEngines,
 };
 use crate::{
     engine::{
@@ -147,6 +148,7 @@ impl Host for ServingHost {
             let done = self.packs.activate(&packs::files(&files), &manifest);
             return done.map_err(|(code, said)| refusal(&manifest, code, said));
         }
+        let baseline = baseline::read(&files, &manifest).await;
         let active = self.slots.lease(slot.as_str());
         let (model, engine) = match active.as_ref().map(|active| &active.served) {
             Some(served) if served.digest == digest && served.attempt == attempt => return Ok(()),
@@ -164,7 +166,16 @@ impl Host for ServingHost {
         tracing::info!(%slot, bundle = %name, %attempt, "serving");
         let manifest = seen_by_clients(manifest);
         let slot_name = slot.clone();
-        let served = ServedBundle { slot: slot_name, bundle: name, digest, attempt, manifest, model, engine };
+        let served = ServedBundle {
+            slot: slot_name,
+            bundle: name,
+            digest,
+            attempt,
+            manifest,
+            model,
+            engine,
+            baseline,
+        };
         self.slots.activate(Arc::new(served));
         Ok(())
     }
@@ -178,6 +189,10 @@ impl Host for ServingHost {
         self.slots.deactivate(slot);
         self.engines.remove(slot);
         self.before.lock().remove(slot);
+    }
+
+    fn needed(&self, slot: &SlotName) -> Option<String> {
+        self.packs.needed().filter(|_| slot.is_engine())
     }
 
     fn health(&self, slot: &SlotName) -> SlotHealth {
@@ -213,6 +228,7 @@ impl Host for ServingHost {
             running.set(settings);
             return Ok(());
         }
+        let baseline = baseline::read(&files, &manifest).await;
         let load = self.loading(&files, &manifest, digest);
         let thread = shadow::spawn(load);
         let failed = |said: String| refusal(&manifest, RefusalCode::ActivationFailed, said);
@@ -225,7 +241,16 @@ impl Host for ServingHost {
         tracing::info!(%slot, bundle = %name, %attempt, "running in the shadow");
         let manifest = seen_by_clients(manifest);
         let slot_name = slot.clone();
-        let served = ServedBundle { slot: slot_name, bundle: name, digest, attempt, manifest, model, engine };
+        let served = ServedBundle {
+            slot: slot_name,
+            bundle: name,
+            digest,
+            attempt,
+            manifest,
+            model,
+            engine,
+            baseline,
+        };
         let shadow = Shadow::beside(&self.monitor, &active, Arc::new(served), settings);
         if !self.slots.set_shadow(slot, Some((shadow.clone(), active.served.digest))) {
             self.monitor.retire_shadow(&shadow.recorder);

@@ -7,6 +7,7 @@
 
 mod adapters;
 pub(crate) mod addresses;
+mod baseline;
 mod engines;
 mod health;
 mod host;
@@ -17,30 +18,37 @@ mod parts;
 mod renewal;
 mod report;
 mod route;
+mod running;
 
 use crate::{
     bindings::Bindings,
+    capture::{Captures, upload::Uploader},
     config::Config,
     engine::{Engines, chooser::Budget, choosing::EngineChooser, pool::WorkerPool, probe::ProbeOptions},
     facts,
     identity::{self, FolderError, Identity, TrustedClock, enroll::TRUST_FOLDER, tls::TlsError},
-    link::{Link, LinkConfig, LinkHandle, command::CommandGate, sender::send_telemetry},
-    monitor::{Monitor, MonitorConfig},
+    link::{
+        Link, LinkConfig, LinkHandle,
+        command::CommandGate,
+        sender::{Cost, send_telemetry},
+    },
+    monitor::{Monitor, MonitorConfig, device::Senses},
     serving::{
         SlotTable,
         http::{ServingConfig, ServingState, serve, serve_metrics},
         listen::{SocketError, TlsError as CertificateError},
     },
     store::outbox::{Bounds, OpenOutcome, Outbox, OutboxError},
-    update::{Blocks, Command, HttpsSource, Updater, UpdaterConfig, World, apply::OpenError},
+    update::{
+        Blocks, Command, HttpsSource, Updater, UpdaterConfig, World, apply::OpenError, world::SettingsWatch,
+    },
 };
 use adapters::{
     AgentClock, ChildProbe, CurrentHttps, LateLink, LinkStatus, OutboxStatus, ToOutbox, UpdateStatus,
 };
 use addresses::Addresses;
 use arc_swap::ArcSwap;
-use edgefleet_shared::ids::BootId;
-use engines::EngineStatus;
+use edgefleet_shared::ids::{BootId, DeviceId};
 use host::ServingHost;
 use listeners::Listeners;
 use lock::{DataLock, LockError};
@@ -48,11 +56,12 @@ use parts::{Losses, parts};
 use renewal::Renewal;
 use report::{Reporter, ReportsTo};
 use route::Router;
+use running::EngineStatus;
 use sd_notify::NotifyState;
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -78,10 +87,16 @@ const ENGINES_FOLDER: &str = "engines";
 /// Messages that may wait for the updater; it is busy for as long as a bundle takes to load.
 const UPDATER_INBOX: usize = 256;
 const SENDER_INBOX: usize = 64;
+/// For chosen inputs on their way to the disk when the agent stops.
+const CAPTURE_FLUSH: Duration = Duration::from_millis(500);
 /// How often windows are looked at.
 const MONITOR_TICK: Duration = Duration::from_secs(1);
+/// How often the device itself is looked at.
+const DEVICE_TICK: Duration = Duration::from_secs(60);
 /// Longest window a controller may ask for: telemetry that never comes is none.
 const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// The same of profiles, which are cut more rarely.
+const LONGEST_PROFILE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +201,7 @@ struct Agent {
     updater_task: JoinHandle<()>,
     link: LinkHandle,
     link_task: JoinHandle<()>,
+    captures: Option<Captures>,
     /// Have nothing to write down: cut off at the end.
     background: Vec<JoinHandle<()>>,
 }
@@ -237,6 +253,11 @@ impl Agent {
         };
         let state = ServingState::new(serving, slots.clone(), pool.clone(), monitor.clone());
         state.set_ready(false);
+        let captures = open_captures(&config, device.clone(), boot).await;
+        if let Some(captures) = &captures {
+            state.set_captures(captures.clone());
+            state.add_status(Arc::new(captures.clone()));
+        }
 
         let late_link = Arc::new(LateLink::default());
         let https = HttpsSource::new((*tls).clone(), &identity.controller.url);
@@ -284,8 +305,8 @@ impl Agent {
         }));
         state.add_status(Arc::new(OutboxStatus(outbox.clone())));
         state.add_status(Arc::new(UpdateStatus(latest.clone())));
-        state
-            .add_status(Arc::new(EngineStatus { chooser: chooser.clone(), running: host.engines().clone() }));
+        let engines = EngineStatus { chooser: chooser.clone(), running: host.engines().clone() };
+        state.add_status(Arc::new(engines.clone()));
 
         let bindings =
             Bindings::new(config.bindings.clone(), state.clone(), device.clone(), config.body_limit);
@@ -306,6 +327,9 @@ impl Agent {
             tokio::join!(serving, measuring);
         });
 
+        if let Some(captures) = &captures {
+            set_policies(captures, &settings).await;
+        }
         // What was active before serves again before the network is asked anything.
         updater.start().await;
         state.set_ready(true);
@@ -331,7 +355,7 @@ impl Agent {
             device: device.clone(),
             boot,
             facts: facts::gather(&config.hardware, vec![]),
-            chooser: chooser.clone(),
+            engines,
             clock: clock.clone(),
             latest: latest.clone(),
             settings: settings.clone(),
@@ -346,25 +370,41 @@ impl Agent {
             blocks,
             sender,
             monitor: monitor.clone(),
-            report_now,
+            captures: captures.clone(),
+            report_now: report_now.clone(),
             latest,
             trouble,
             gate: CommandGate::default(),
             trust: None,
         };
+        let carrier = https.clone();
         let renewal = Renewal { identity, data: config.data.clone(), clock, link: link.clone(), https };
-        let background = vec![
+        let metered = config.link_metered;
+        let policies = settings.clone();
+        let mut background = vec![
             parts.spawn("router", router.run(events)),
             parts.spawn("reporter", reporter.run()),
             parts.spawn(
                 "telemetry sender",
-                send_telemetry(outbox.clone(), link.clone(), device.clone(), signals),
+                send_telemetry(
+                    outbox.clone(),
+                    link.clone(),
+                    device.clone(),
+                    signals,
+                    Cost { settings: settings.clone(), metered },
+                ),
             ),
             parts.spawn("monitor", tick(monitor.clone(), settings)),
+            parts.spawn("device health", look_at_device(monitor.clone(), config.data.clone())),
             parts.spawn("certificate renewal", renewal.run()),
             parts.spawn("outbox", outbox.ended()),
-            parts.spawn("engine choice", engines::reconsider(host)),
+            parts.spawn("engine choice", engines::reconsider(host, report_now.clone())),
         ];
+        if let Some(captures) = &captures {
+            let uploader = Uploader::new(captures.clone(), carrier, config.link_metered);
+            background.push(parts.spawn("capture uploads", uploader.run()));
+            background.push(parts.spawn("capture policies", follow(captures.clone(), policies)));
+        }
         addresses
             .write(&config.data)
             .map_err(|source| RunError::Start { what: "writing run/addresses.json", source })?;
@@ -382,6 +422,7 @@ impl Agent {
             link,
             link_task,
             background,
+            captures,
         };
         Ok((agent, losses))
     }
@@ -396,6 +437,9 @@ impl Agent {
         };
         timeout(Duration::from_secs(1), orderly).await.ok();
         self.monitor.flush();
+        if let Some(captures) = self.captures {
+            tokio::task::spawn_blocking(move || captures.flush(CAPTURE_FLUSH)).await.ok();
+        }
         self.outbox.flush().await;
         self.link.close(reason);
         timeout(Duration::from_secs(2), self.link_task).await.ok();
@@ -415,14 +459,67 @@ async fn open_outbox(config: &Config, boot: BootId) -> Result<(Outbox, OpenOutco
     Ok(opened?)
 }
 
+/// A folder that cannot be used costs the captures, not the device.
+async fn open_captures(config: &Config, device: DeviceId, boot: BootId) -> Option<Captures> {
+    let (dir, limit) = (config.data.join("captures"), config.captures_bytes);
+    let started = tokio::task::spawn_blocking(move || Captures::start(&dir, limit, device, boot)).await;
+    match started.map_err(io::Error::other) {
+        Ok(Ok(captures)) => Some(captures),
+        Ok(Err(error)) => {
+            error!(error = %anyhow::Error::new(error).root_cause(), "nothing can be captured");
+            None
+        }
+        Err(error) => {
+            error!(%error, "nothing can be captured");
+            None
+        }
+    }
+}
+
+async fn set_policies(captures: &Captures, settings: &SettingsWatch) {
+    let (captures, policies) = (captures.clone(), settings.borrow().captures.clone());
+    tokio::task::spawn_blocking(move || captures.set_policies(&policies)).await.ok();
+}
+
+/// Keeps to the capture policies of the settings in force.
+async fn follow(captures: Captures, mut settings: SettingsWatch) {
+    while settings.changed().await.is_ok() {
+        set_policies(&captures, &settings).await;
+    }
+    std::future::pending::<()>().await; // the updater ended, which is told by itself
+}
+
 /// Cuts windows when their time has come.
-async fn tick(monitor: Arc<Monitor>, mut settings: crate::update::world::SettingsWatch) {
+async fn tick(monitor: Arc<Monitor>, mut settings: SettingsWatch) {
     let mut ticks = tokio::time::interval(MONITOR_TICK);
     loop {
-        let window = Duration::from_secs(settings.borrow_and_update().window_secs);
+        let (window, profile) = {
+            let settings = settings.borrow_and_update();
+            (Duration::from_secs(settings.window_secs), Duration::from_secs(settings.profile_secs))
+        };
         monitor.set_window(window.min(LONGEST_WINDOW));
+        monitor.set_profile(profile.min(LONGEST_PROFILE));
         ticks.tick().await;
         monitor.tick();
+    }
+}
+
+/// Beside everything else: the system takes its time to say how much memory there is.
+async fn look_at_device(monitor: Arc<Monitor>, data: PathBuf) {
+    let mut ticks = tokio::time::interval(DEVICE_TICK);
+    let started = Instant::now();
+    let mut senses = Senses::new(Path::new("/"), &data);
+    loop {
+        ticks.tick().await;
+        let look = move || (senses.look(started.elapsed()), senses);
+        // Nothing in it panics; if it did, the next look would begin anew.
+        match tokio::task::spawn_blocking(look).await {
+            Ok((seen, back)) => {
+                monitor.set_device(seen);
+                senses = back;
+            }
+            Err(_) => senses = Senses::new(Path::new("/"), &data),
+        }
     }
 }
 

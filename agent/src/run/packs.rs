@@ -7,7 +7,7 @@
 //! mix. The memory of the old one comes back with the next start; the number of packs between two starts is
 //! bounded.
 
-use super::engines::RunningEngines;
+use super::running::RunningEngines;
 use crate::{
     engine::{
         LibraryFrom, LoadError, PackLibrary,
@@ -70,7 +70,11 @@ impl Packs {
             node: None,
             op: None,
         })?;
-        let Some(library) = library else { return self.without_it() };
+        let Some(library) = library else {
+            let without =
+                |message| ProbeFailure { code: RefusalCode::NoArtifact, message, node: None, op: None };
+            return self.needed().map_or(Ok(()), |message| Err(without(message)));
+        };
         for (slot, running) in self.running.all() {
             let needed = running.setup.engine == EngineName::Onnxruntime;
             let setup = needed.then_some(running.setup);
@@ -86,19 +90,20 @@ impl Packs {
         Ok(())
     }
 
-    /// Whether everything that serves gave right answers on tract too, for when the pack is withdrawn.
-    fn without_it(&self) -> Result<(), ProbeFailure> {
-        for (slot, running) in self.running.all() {
+    /// What serves and did not give right answers on tract: it must not lose the library. For withdrawals, and
+    /// for packs that are not wanted any more.
+    pub(super) fn needed(&self) -> Option<String> {
+        if self.chooser.engines().library_from() != Some(LibraryFrom::Pack) {
+            return None; // it is another library that runs them
+        }
+        self.running.all().into_iter().find_map(|(slot, running)| {
             let known = self.chooser.selection(running.digest);
             let on_tract = known.is_some_and(|selection| {
                 selection.passed.iter().any(|passed| passed.setup.engine == EngineName::Tract)
             });
-            if running.setup.engine != EngineName::Tract && !on_tract {
-                let message = format!("{} in slot `{slot}` runs on nothing else", running.manifest.name());
-                return Err(ProbeFailure { code: RefusalCode::NoArtifact, message, node: None, op: None });
-            }
-        }
-        Ok(())
+            let needs = running.setup.engine != EngineName::Tract && !on_tract;
+            needs.then(|| format!("{} in slot `{slot}` runs on nothing else", running.manifest.name()))
+        })
     }
 
     /// From now on the chooser considers the pack's library; after a withdrawal, none.

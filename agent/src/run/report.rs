@@ -1,7 +1,7 @@
 //! Says the whole state: at every connect, after every change, and at least once per heartbeat.
 
+use super::running::EngineStatus;
 use crate::{
-    engine::choosing::EngineChooser,
     identity::TrustedClock,
     link::{LinkHandle, QoS},
     store::outbox::Outbox,
@@ -10,7 +10,7 @@ use crate::{
 use async_trait::async_trait;
 use edgefleet_shared::{
     ids::{BootId, DeviceId},
-    reported::{Facts, REPORTED_SCHEMA, Reported},
+    reported::{Facts, MAX_REPORT_BYTES, REPORTED_SCHEMA, Reported},
     telemetry::{RecordBody, TerminalReport},
     topics::Channel,
 };
@@ -56,7 +56,7 @@ pub(super) struct Reporter {
     pub(super) sent: u64,
     /// But for the engines, which come and go with packs.
     pub(super) facts: Facts,
-    pub(super) chooser: Arc<EngineChooser>,
+    pub(super) engines: EngineStatus,
     pub(super) clock: Arc<TrustedClock>,
     pub(super) latest: Latest,
     pub(super) settings: SettingsWatch,
@@ -102,7 +102,9 @@ impl Reporter {
     async fn publish(&mut self) {
         let Some(report) = self.latest.borrow_and_update().clone() else { return };
         self.sent += 1;
-        let reported = Reported {
+        let mut slots = report.slots;
+        self.engines.tell(&mut slots);
+        let mut reported = Reported {
             schema: REPORTED_SCHEMA,
             device: self.device.clone(),
             boot: self.boot,
@@ -112,11 +114,16 @@ impl Reporter {
             generation: report.generation,
             trust_version: report.trust_version,
             nonce: report.nonce,
-            slots: report.slots,
+            slots,
             refused: report.refused,
-            facts: Facts { engines: self.chooser.engine_names(), ..self.facts.clone() },
+            facts: Facts { engines: self.engines.names(), ..self.facts.clone() },
         };
-        let json = serde_json::to_vec(&reported).unwrap_or_default(); // plain data: cannot fail
+        let mut json = serde_json::to_vec(&reported).unwrap_or_default(); // plain data: cannot fail
+        if json.len() > MAX_REPORT_BYTES {
+            // Of very many slots: where they are counts more than how they run.
+            reported.forget_engines();
+            json = serde_json::to_vec(&reported).unwrap_or_default();
+        }
         if let Err(reason) = self.link.publish(Channel::Reported, json, true, QoS::AtLeastOnce).await {
             tracing::debug!(%reason, "state not reported; it is at the next connect");
         }

@@ -3,6 +3,7 @@
 
 use super::report::Latest;
 use crate::{
+    capture::Captures,
     identity::TrustedClock,
     link::{
         LinkEvent, LinkHandle, QoS,
@@ -35,6 +36,7 @@ pub(super) struct Router {
     pub(super) blocks: Arc<Blocks>,
     pub(super) sender: mpsc::Sender<Signal>,
     pub(super) monitor: Arc<Monitor>,
+    pub(super) captures: Option<Captures>,
     pub(super) report_now: Arc<Notify>,
     pub(super) latest: Latest,
     pub(super) trouble: Arc<RwLock<Option<String>>>,
@@ -69,7 +71,7 @@ impl Router {
                 }
                 LinkEvent::Label(raw) => {
                     match message::parse::<Labels>(&raw, MESSAGE_SCHEMA, MAX_PAYLOAD_BYTES) {
-                        Ok(labels) => drop(self.monitor.join_from_controller(&labels)),
+                        Ok(labels) => self.label(&labels),
                         Err(e) => self.link.malformed("label", &e),
                     }
                 }
@@ -92,6 +94,13 @@ impl Router {
         }
     }
 
+    fn label(&self, labels: &Labels) {
+        self.monitor.join_from_controller(labels);
+        if let Some(captures) = &self.captures {
+            labels.labels.iter().for_each(|label| captures.labelled(&label.prediction, 0, &label.label));
+        }
+    }
+
     async fn command(&mut self, raw: &Bytes) {
         let Some(trust) = self.trust_in_force().await else {
             return warn!("a command came before this device trusts anyone");
@@ -107,8 +116,14 @@ impl Router {
             }
         };
         info!(id = %command.id, action = ?command.action, "command");
+        let mut error = None;
         match command.action {
             Action::Ping => {}
+            Action::Capture { slot, count } => {
+                if !self.captures.as_ref().is_some_and(|captures| captures.command(&slot, count)) {
+                    error = Some(format!("slot `{slot}` has no capture policy here"));
+                }
+            }
             Action::Report => {
                 // What was counted so far goes along: the asker wants all of it.
                 self.monitor.flush();
@@ -117,7 +132,7 @@ impl Router {
                 self.report_now.notify_one();
             }
         }
-        let answer = reply(&self.device, &command.id, None);
+        let answer = reply(&self.device, &command.id, error);
         if let Err(reason) = self.link.publish(Channel::Reply, answer, false, QoS::AtLeastOnce).await {
             warn!(%reason, id = %command.id, "the answer to a command was not sent");
         }

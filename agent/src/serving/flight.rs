@@ -10,11 +10,12 @@ use super::{
     stats::Spent,
 };
 use crate::{
+    capture::Capturing,
     engine::{
         RunError,
         pool::{Answer, Order, PoolError},
     },
-    monitor::{Class, ErrorCode, Observation, Outcome},
+    monitor::{Class, ErrorCode, Observation, Outcome, Recorder},
 };
 use axum::http::StatusCode;
 use edgefleet_shared::tensor::Tensor;
@@ -68,6 +69,9 @@ impl InFlight {
         if deadline.is_some_and(|at| at <= Instant::now()) {
             return Err(too_late());
         }
+        let mut pictures = Vec::new();
+        let look = active.recorder.look(&inputs);
+        let capturing = state.0.captures.get().and_then(|c| c.begin(&active, &inputs, self.rows));
         let mut mirror = None;
         let asked = Instant::now();
         let cache = state.0.cache.as_ref().map(|cache| (cache, Key::of(&active.served.digest, &inputs)));
@@ -89,9 +93,10 @@ impl InFlight {
                 };
                 let answer = answer.map_err(|error| match error {
                     PoolError::TooLate => too_late(),
-                    error => not_run(error),
+                    error => not_run(error, &active.recorder),
                 })?;
-                let Answer { outputs, queue, infer, shared_rows, leads } = answer;
+                let Answer { outputs, queue, infer, shared_rows, leads, aside } = answer;
+                (self.spent.steps, pictures) = (aside.steps, aside.pictures);
                 (self.spent.queue, self.spent.infer) = (queue, infer);
                 (self.spent.shared_rows, self.spent.is_shared) = (shared_rows as u64, !leads);
                 // Of a pass with others: no answer to these inputs alone.
@@ -104,15 +109,22 @@ impl InFlight {
         if let Some(reader) = &active.classes {
             self.classes = reader.read(&outputs);
         }
+        active.recorder.profile(look.as_ref(), &outputs, &self.classes, &pictures);
         let shadow = mirror.as_ref().map(Mirror::recorder);
         let prediction = state.0.monitor.remember(&active.recorder, &self.classes, shadow);
-        if let Some(mirror) = mirror {
+        if let Some(mut mirror) = mirror {
+            mirror.tell_disagreements(capturing.as_ref().and_then(Capturing::late));
             let answer = match &active.classes {
                 Some(_) if !self.classes.is_empty() => ActiveAnswer::Classes(self.classes.clone()),
                 _ => ActiveAnswer::Numbers(outputs.clone()),
             };
             let sequence = prediction.as_ref().map(|id| id.sequence);
             mirror.offer(sequence, answer, state.0.monitor.now().mono_ms);
+        }
+        if let (Some(capturing), Some(first)) = (capturing, &prediction) {
+            let now = state.0.monitor.now();
+            let signs = |row| active.recorder.signs(look.as_ref(), &pictures, row);
+            capturing.answered(&active, first, &self.classes, &outputs, now, signs);
         }
         let prediction_count = prediction.is_some().then_some(self.classes.len());
         let prediction_id = prediction.map(|id| id.to_string());
@@ -139,6 +151,8 @@ impl Drop for InFlight {
             outcome: self.outcome,
             queue: self.spent.queue,
             infer: self.spent.infer,
+            steps: self.spent.steps,
+            pass_rows: self.spent.pass_rows(self.rows),
             total: self.spent.total,
             classes: &self.classes,
         };
@@ -160,7 +174,7 @@ pub(super) fn bad(error: impl Into<ApiError>) -> Failed {
     (outcome, error)
 }
 
-fn not_run(error: PoolError) -> Failed {
+fn not_run(error: PoolError, recorder: &Recorder) -> Failed {
     match error {
         PoolError::QueueFull { retry_after, .. } => {
             (Outcome::Rejected, ApiError::busy(error.to_string(), retry_after))
@@ -169,7 +183,10 @@ fn not_run(error: PoolError) -> Failed {
             let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             (Outcome::Failed(ErrorCode::Stopped), error)
         }
-        PoolError::Run(RunError::BadInput(message)) => bad(ApiError::bad(message)),
+        PoolError::Run(RunError::BadInput(message)) => {
+            recorder.refused(&message);
+            bad(ApiError::bad(message))
+        }
         PoolError::Run(RunError::Engine(message)) => {
             (Outcome::Failed(ErrorCode::Engine), ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
         }

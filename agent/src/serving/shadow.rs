@@ -7,13 +7,16 @@
 
 use super::slots::{Active, ServedBundle};
 use crate::{
-    engine::{panic_text, priority},
+    capture::Late,
+    engine::{aside, panic_text, priority},
     monitor::{
         Class, ClassReader, ErrorCode, Monitor, Outcome, RowVerdict, ShadowAnswer, ShadowRecorder, Subject,
-        classes::numbers,
+        classes::numbers, profile::Profiler,
     },
 };
-use edgefleet_shared::{desired::ShadowSettings, reported::ShedReason, telemetry::Role, tensor::Tensor};
+use edgefleet_shared::{
+    capture::Reason, desired::ShadowSettings, reported::ShedReason, telemetry::Role, tensor::Tensor,
+};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -49,6 +52,7 @@ pub struct Shadow {
     pub recorder: Arc<ShadowRecorder>,
     against: Arc<Subject>,
     reader: Option<ClassReader>,
+    profiler: Arc<Profiler>,
     is_batched: bool,
     share: AtomicU64,
     tolerance: AtomicU64,
@@ -79,6 +83,7 @@ struct Mirrored {
     active: ActiveAnswer,
     since: Instant,
     mono_ms: u64,
+    late: Option<Late>,
 }
 
 /// A place in the queue, and the input that will take it.
@@ -90,6 +95,7 @@ pub struct Mirror {
     bytes: usize,
     since: Instant,
     offered: bool,
+    late: Option<Late>,
 }
 
 impl Shadow {
@@ -109,8 +115,10 @@ impl Shadow {
             classes: Arc::new(served.manifest.labels.as_slice().into()),
         };
         let against = active.recorder.subject().clone();
+        let profiler = Arc::new(Profiler::new(&served.manifest, served.baseline.clone()));
         let shadow = Self {
-            recorder: monitor.watch_shadow(subject, &against),
+            recorder: monitor.watch_shadow(subject, &against, Some(profiler.clone())),
+            profiler,
             reader: ClassReader::new(&served.manifest),
             served,
             against,
@@ -168,6 +176,7 @@ impl Shadow {
             bytes,
             since: Instant::now(),
             offered: false,
+            late: None,
         };
         if !(place && room) {
             return self.count_shed(0); // and the mirror gives both back
@@ -244,16 +253,18 @@ impl Shadow {
         let ms = u64::try_from(started.duration_since(self.origin).as_millis()).unwrap_or(u64::MAX);
         self.run_since_ms.store(ms.max(1), Ordering::Relaxed);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let outputs = self.served.model.run(&item.inputs).map_err(|e| e.to_string())?;
+            let (outputs, aside) = aside::collect(|| self.served.model.run(&item.inputs));
+            let outputs = outputs.map_err(|e| e.to_string())?;
             let classes = self.reader.as_ref().map(|reader| reader.read(&outputs)).unwrap_or_default();
             let verdicts = self.compare(&item, &outputs, &classes);
-            Ok((classes, verdicts))
+            let scores = self.profiler.scores(&outputs, &classes);
+            Ok((classes, verdicts, scores, aside.steps))
         }));
         let infer = started.elapsed();
         self.run_since_ms.store(0, Ordering::Relaxed);
         self.answered.fetch_add(1, Ordering::Relaxed);
         let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
-        let (outcome, (classes, verdicts)) = match result {
+        let (outcome, (classes, verdicts, scores, steps)) = match result {
             Ok(compared) => (Outcome::Ok, compared),
             Err(reason) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
@@ -261,7 +272,11 @@ impl Shadow {
                 (Outcome::Failed(ErrorCode::Engine), Default::default())
             }
         };
-        let Mirrored { rows, sequence, since, mono_ms, bytes, .. } = item;
+        let Mirrored { rows, sequence, since, mono_ms, bytes, late, .. } = item;
+        if let (Some(late), Some(first)) = (late, sequence) {
+            let rows = (first..).zip(&verdicts).filter(|(_, verdict)| !verdict.agrees);
+            rows.for_each(|(sequence, _)| late.tell(sequence, Reason::Disagreement));
+        }
         let queue = started - since;
         self.recorder.tell(ShadowAnswer {
             sequence,
@@ -269,8 +284,10 @@ impl Shadow {
             outcome,
             queue,
             infer,
+            steps,
             classes,
             verdicts,
+            scores,
             mono_ms: mono_ms + u64::try_from(since.elapsed().as_millis()).unwrap_or(0),
         });
         self.give_back(bytes);
@@ -330,6 +347,11 @@ impl Mirror {
         &self.shadow.recorder
     }
 
+    /// Rows that the candidate answers otherwise are told there.
+    pub fn tell_disagreements(&mut self, late: Option<Late>) {
+        self.late = late;
+    }
+
     /// Hands the input over, with what the active bundle answered. Waits for nothing.
     pub fn offer(mut self, sequence: Option<u64>, active: ActiveAnswer, mono_ms: u64) {
         let Some(mut queue) = self.shadow.queue.try_lock() else {
@@ -344,6 +366,7 @@ impl Mirror {
             active,
             since: self.since,
             mono_ms,
+            late: self.late.take(),
         };
         queue.push_back(item);
         drop(queue);

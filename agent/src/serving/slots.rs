@@ -8,7 +8,10 @@ use crate::{
         pool::{Batching, is_batched, rows_together},
         setup::EngineName,
     },
-    monitor::{ClassReader, Monitor, Recorder, Subject},
+    monitor::{
+        ClassReader, Monitor, Recorder, Subject,
+        profile::{BundleBaseline, Profiler},
+    },
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use edgefleet_shared::{
@@ -37,6 +40,8 @@ pub struct ServedBundle {
     pub model: Arc<dyn LoadedModel>,
     /// What runs it.
     pub engine: EngineName,
+    /// What its held-out data was like.
+    pub baseline: BundleBaseline,
 }
 
 /// One activation: the bundle and what is counted about it. Requests in flight hold it.
@@ -122,10 +127,11 @@ impl SlotTable {
         let is_batched = is_batched(&manifest.interface);
         let pipeline = manifest.pipeline.as_ref();
         let joins = rows_together(usize::MAX, &manifest.limits, &manifest.interface, pipeline);
+        let profiler = Arc::new(Profiler::new(manifest, served.baseline.clone()));
         let active = Arc::new(Active {
             is_batched,
             joins,
-            recorder: self.0.monitor.watch(subject),
+            recorder: self.0.monitor.watch_inputs(subject, profiler),
             stats: Stats::default(),
             classes: ClassReader::new(&served.manifest),
             shadow: ArcSwapOption::empty(),
@@ -154,6 +160,13 @@ impl SlotTable {
         let mut table = BTreeMap::clone(&self.0.table.load());
         let former =
             table.get(slot.as_str()).and_then(|former| former.shadow.swap(None).map(|s| (former, s)));
+        // Another engine under the same bundle is nothing that people do: what they took out of service stays out.
+        if let (Some(former), Some((active, _))) = (table.get(slot.as_str()), &next)
+            && active.served.digest == former.served.digest
+            && active.served.attempt == former.served.attempt
+        {
+            active.suspended.store(former.suspended.load(Ordering::Acquire), Ordering::Release);
+        }
         if let Some((former, shadow)) = former {
             match &next {
                 // The same bundle under another attempt: its shadow goes on.

@@ -7,12 +7,12 @@ use super::{
     shm::Regions,
     slots::{Active, SlotTable},
 };
-use crate::{engine::pool::WorkerPool, monitor::Monitor};
+use crate::{capture::Captures, engine::pool::WorkerPool, monitor::Monitor};
 use parking_lot::RwLock;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -91,6 +91,8 @@ pub(super) struct Shared {
     pub(super) slots: SlotTable,
     pub(super) pool: Arc<WorkerPool>,
     pub(super) monitor: Arc<Monitor>,
+    /// Inputs kept for labelling; without it none are.
+    pub(super) captures: OnceLock<Captures>,
     pub(super) providers: RwLock<Vec<Arc<dyn StatusProvider>>>,
     pub(super) regions: Regions,
     pub(super) cache: Option<Cache>,
@@ -122,6 +124,7 @@ impl ServingState {
             slots,
             pool,
             monitor,
+            captures: OnceLock::new(),
             providers: RwLock::default(),
             ready: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
@@ -137,6 +140,11 @@ impl ServingState {
     /// Adds a part to `GET /v1/status` and `/metrics`.
     pub fn add_status(&self, provider: Arc<dyn StatusProvider>) {
         self.0.providers.write().push(provider);
+    }
+
+    /// Lets requests be captured from now on. Set once.
+    pub fn set_captures(&self, captures: Captures) {
+        self.0.captures.set(captures).ok(); // a second one would change nothing
     }
 
     /// What health probes are told; `true` from the start. Set it to `false` while slots are restored.

@@ -1,6 +1,9 @@
 //! What one bundle has answered since it was activated, for `/stats` and `/metrics`.
 
-use crate::monitor::{ErrorCode, Outcome};
+use crate::{
+    engine::aside::Steps,
+    monitor::{ErrorCode, Outcome},
+};
 use edgefleet_shared::telemetry::Sketch;
 use parking_lot::Mutex;
 use std::{
@@ -19,6 +22,8 @@ pub struct Spent {
     /// Body to tensors.
     pub input: Duration,
     pub infer: Duration,
+    /// Of `infer`: the bundle's own steps, if it has any.
+    pub steps: Option<Steps>,
     /// Tensors to body.
     pub output: Duration,
     pub total: Duration,
@@ -28,6 +33,14 @@ pub struct Spent {
     pub is_shared: bool,
     /// Whether the cache knew the answer, and how long it took to find out; `None`: nobody asked it.
     pub cache: Option<(bool, Duration)>,
+}
+
+impl Spent {
+    /// Rows of the pass that is counted with this request of `rows`; 0 if it ran none.
+    pub(super) fn pass_rows(&self, rows: u64) -> u64 {
+        let known = self.cache.is_some_and(|(known, _)| known);
+        if known || self.is_shared { 0 } else { rows.saturating_add(self.shared_rows) }
+    }
 }
 
 /// A count and its time, as the protocol's statistics have them.

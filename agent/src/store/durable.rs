@@ -79,6 +79,15 @@ impl<T: Serialize + DeserializeOwned> DurableSlots<T> {
     /// Only if the folder cannot be made; damaged or unreadable files are [`Loaded::Lost`].
     pub fn open(dir: &Path, name: &'static str) -> io::Result<(Self, Loaded<T>)> {
         fs::create_dir_all(dir)?;
+        Ok(Self::find(dir, name))
+    }
+
+    /// Reads both files under `dir` and makes nothing: another process may own them.
+    pub fn look(dir: &Path, name: &'static str) -> Loaded<T> {
+        Self::find(dir, name).1
+    }
+
+    fn find(dir: &Path, name: &'static str) -> (Self, Loaded<T>) {
         let mut slots = Self { dir: dir.to_owned(), name, sequence: 0, next: Side::A, value: PhantomData };
         let mut best: Option<(u64, Side, T)> = None;
         let mut damage = Vec::new();
@@ -103,7 +112,7 @@ impl<T: Serialize + DeserializeOwned> DurableSlots<T> {
             None if damage.is_empty() => Loaded::Absent,
             None => Loaded::Lost(damage.join("; ")),
         };
-        Ok((slots, loaded))
+        (slots, loaded)
     }
 
     /// Returns once the value survives a power cut.

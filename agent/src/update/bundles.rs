@@ -46,12 +46,17 @@ pub struct BundleStore {
 }
 
 impl BundleStore {
+    /// One that another process may own: for reading.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// Creates the folders under `root` where they are missing.
     ///
     /// # Errors
     /// As the system reports them.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let store = Self { root: root.to_owned() };
+        let store = Self::at(root);
         fs::create_dir_all(store.blobs_dir())?;
         fs::create_dir_all(store.manifests_dir())?;
         Ok(store)
@@ -76,11 +81,16 @@ impl BundleStore {
     /// True if the file at `path` has exactly this size and digest. Anything else there is removed,
     /// so that it is fetched anew. Blocks: reads the whole file.
     pub fn has(&self, path: &Path, digest: BlobDigest, size: u64) -> bool {
-        let sound = hash(path, size).is_ok_and(|found| found == Some(digest));
+        let sound = Self::is_sound(path, digest, size);
         if !sound {
             let _ = fs::remove_file(path);
         }
         sound
+    }
+
+    /// The same, and whatever is there stays.
+    pub fn is_sound(path: &Path, digest: BlobDigest, size: u64) -> bool {
+        hash(path, size).is_ok_and(|found| found == Some(digest))
     }
 
     /// The raw envelope of a release that was fetched before.

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use edgefleet_shared::{desired::Transport, digest::BlobDigest};
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use http_body_util::{BodyExt, BodyStream, Empty};
+use http_body_util::{BodyExt, BodyStream, Full, Limited};
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -17,6 +17,9 @@ use hyper_util::{
 };
 use std::{path::Path, time::Duration};
 
+/// Longest time for an upload and its answer.
+const UPLOAD: Duration = Duration::from_secs(120);
+const MAX_ANSWER: usize = 4_096;
 /// Silence after which a download over HTTPS is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -38,7 +41,7 @@ pub trait RangeSource: Send + Sync {
 /// `GET {base}/api/v1/device/blobs/{digest}` with the device's certificate.
 #[derive(Debug)]
 pub struct HttpsSource {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base: String,
 }
 
@@ -50,6 +53,36 @@ impl HttpsSource {
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Self { client, base: base.trim_end_matches('/').to_owned() }
     }
+
+    /// `PUT {base}{path}`; the status, the seconds of `Retry-After` and the start of the answer.
+    ///
+    /// # Errors
+    /// [`RangeError`] if there is no answer within two minutes.
+    pub async fn put(
+        &self,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Option<u64>, String), RangeError> {
+        let text = format!("{}{path}", self.base);
+        let uri: Uri = text.parse().map_err(|e| RangeError(format!("`{text}` is no address: {e}")))?;
+        let request = Request::put(uri)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .body(Full::new(body))
+            .map_err(|e| RangeError(format!("`{text}`: {e}")))?;
+        let answer = async {
+            let response = self.client.request(request).await;
+            let response = response.map_err(|e| RangeError(format!("`{text}`: {e}")))?;
+            let status = response.status();
+            let after = response.headers().get(header::RETRY_AFTER);
+            let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
+            // Only for the log, so a longer one is as good as none.
+            let said = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
+            let said = said.map(|said| String::from_utf8_lossy(&said.to_bytes()).into_owned());
+            Ok((status, after, said.unwrap_or_default()))
+        };
+        let late = |_| RangeError(format!("`{text}` did not answer in {} s", UPLOAD.as_secs()));
+        tokio::time::timeout(UPLOAD, answer).await.map_err(late)?
+    }
 }
 
 #[async_trait]
@@ -59,7 +92,7 @@ impl RangeSource for HttpsSource {
         let uri: Uri = text.parse().map_err(|e| RangeError(format!("`{text}` is no address: {e}")))?;
         let request = Request::get(uri)
             .header(header::RANGE, format!("bytes={from}-{}", to.saturating_sub(1)))
-            .body(Empty::new())
+            .body(Full::default())
             .map_err(|e| RangeError(format!("`{text}`: {e}")))?;
         let response = tokio::time::timeout(SILENCE, self.client.request(request))
             .await

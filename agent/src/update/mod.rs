@@ -15,7 +15,10 @@ pub mod world;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use apply::{Command, DeviceReport, Host, Probe, Reports, SlotHealth, Updater, UpdaterConfig, World};
+pub use apply::{
+    Command, DeviceReport, Host, InstalledPack, Probe, Reports, SlotHealth, Updater, UpdaterConfig, World,
+    installed_pack,
+};
 pub use bundles::{BundleFiles, BundleStore};
 pub use https::{HttpsSource, RangeSource};
 pub use transfer::{BlockLink, Blocks, LinkDown};

@@ -69,6 +69,8 @@ pub trait Host: Send + Sync {
     async fn activate(&self, slot: &SlotName, bundle: Loadable) -> Result<(), Refusal>;
     /// Serves nothing in `slot` any more.
     async fn deactivate(&self, slot: &SlotName);
+    /// What that serves runs on nothing but the engine of this slot, in words; `None` if the slot can be emptied.
+    fn needed(&self, slot: &SlotName) -> Option<String>;
     /// Asked only while a bundle is on probation.
     fn health(&self, slot: &SlotName) -> SlotHealth;
     /// Runs this bundle on the inputs of the slot's active one, which notices nothing of it. Idempotent:

@@ -46,6 +46,19 @@ pub fn floats(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>
     Tensor::new(name, Datatype::Fp32, shape.to_vec(), Bytes::from(raw)).unwrap()
 }
 
+/// An 8 x 8 picture out of focus: each pixel the mean of its neighbourhood.
+pub fn blurred(image: &[f32]) -> Vec<f32> {
+    let at = |y: isize, x: isize| image[(y.clamp(0, 7) * 8 + x.clamp(0, 7)) as usize];
+    let around = (-1..=1).flat_map(|dy| (-1..=1).map(move |dx| (dy, dx)));
+    let mean = |y: isize, x: isize| around.clone().map(|(dy, dx)| at(y + dy, x + dx)).sum::<f32>() / 9.0;
+    (0..64).map(|n| mean(n / 8, n % 8)).collect()
+}
+
+/// Black for white; pixels are 0 to 16.
+pub fn inverted(image: &[f32]) -> Vec<f32> {
+    image.iter().map(|x| 16.0 - x).collect()
+}
+
 pub fn values(tensor: &Tensor) -> Vec<f32> {
     assert_eq!(tensor.datatype(), Datatype::Fp32);
     tensor.data().chunks_exact(4).map(|raw| f32::from_le_bytes(raw.try_into().unwrap())).collect()
@@ -101,6 +114,7 @@ pub struct Source {
     pub golden: Vec<(String, GoldenSample)>,
     pub limits: Limits,
     pub targets: Vec<String>,
+    pub baseline: Option<Vec<u8>>,
 }
 
 impl Source {
@@ -118,6 +132,7 @@ impl Source {
             golden: golden(&folder.join("golden")),
             limits,
             targets: vec![],
+            baseline: None,
         }
     }
 
@@ -168,7 +183,7 @@ impl Source {
                     atol: 1e-4,
                 })
                 .collect(),
-            baseline: None,
+            baseline: self.baseline.as_deref().map(blob),
             limits: self.limits.clone(),
             lineage: Default::default(),
             compat: Compat::default(),

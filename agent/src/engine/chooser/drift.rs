@@ -146,9 +146,19 @@ impl Drift {
             _ => Seen { p50: 1.0, p95: 1.0 },
         };
         self.newest = None;
+        self.not_chosen(now);
+    }
+
+    /// The choice was to be made anew, and none came of it: what was seen is no more usual than before.
+    pub fn not_chosen(&mut self, now: Duration) {
         self.forget();
         self.not_before = now.saturating_add(self.pause);
         self.pause = self.pause.saturating_mul(2).min(PAUSE.1);
+    }
+
+    /// The bundle was measured anew for another reason: what was seen until now was held against other numbers.
+    pub fn measured_anew(&mut self) {
+        *self = Self { not_before: self.not_before, pause: self.pause, ..Self::default() };
     }
 }
 
@@ -210,6 +220,31 @@ mod tests {
         let all = redone(60 * 24 * 60, None, |_| Some(seen(5.0, 9.0)));
         let pauses: Vec<u32> = all.windows(2).map(|pair| (pair[1] - pair[0]) / 60).collect();
         assert_eq!(pauses[..6], [6, 12, 24, 48, 96, 168]);
+    }
+
+    #[test]
+    fn a_choice_that_could_not_be_made_leaves_the_drift_one() {
+        let mut drift = Drift::default();
+        let mut tried = Vec::new();
+        for minute in 0..2 * 24 * 60 {
+            drift.see(MINUTE * minute, seen(5.0, 9.0));
+            if drift.is_due(MINUTE * minute) {
+                drift.not_chosen(MINUTE * minute);
+                tried.push(minute);
+            }
+        }
+        assert_eq!(tried, [10, 370, 1_090, 2_530], "6, 12 and 24 hours later");
+    }
+
+    #[test]
+    fn what_was_seen_of_another_setup_is_no_drift_of_this_one() {
+        let mut drift = Drift::default();
+        (0..10).for_each(|minute| drift.see(MINUTE * minute, seen(5.0, 9.0)));
+        drift.measured_anew();
+        drift.see(MINUTE * 10, seen(5.0, 9.0));
+        assert!(!drift.is_due(MINUTE * 10));
+        (11..=20).for_each(|minute| drift.see(MINUTE * minute, seen(5.0, 9.0)));
+        assert!(drift.is_due(MINUTE * 20));
     }
 
     #[test]

@@ -11,7 +11,11 @@ mod queue;
 pub use batch::{is_batched, rows_together};
 pub use queue::{Batching, Order, Priority};
 
-use super::{LoadedModel, RunError, panic_text};
+use super::{
+    LoadedModel, RunError,
+    aside::{self, Aside},
+    panic_text,
+};
 use edgefleet_shared::tensor::Tensor;
 use parking_lot::{Condvar, Mutex};
 use queue::{Next, Queue, Waiting};
@@ -44,6 +48,8 @@ pub struct Answer {
     pub shared_rows: usize,
     /// Whether the pass is counted with this one; one of those that shared it is.
     pub leads: bool,
+    /// What the model noticed of these rows.
+    pub aside: Aside,
 }
 
 /// Why a job has no answer.
@@ -244,10 +250,10 @@ impl Shared {
         let Waiting { job, queued, .. } = waiting;
         let started = Instant::now();
         let queue = started - queued;
-        let result = run(&*job.model, &job.inputs);
+        let (result, aside) = aside::collect(|| run(&*job.model, &job.inputs));
         let infer = started.elapsed();
         self.learn(infer);
-        let answer = |outputs| Answer { outputs, queue, infer, shared_rows: 0, leads: true };
+        let answer = |outputs| Answer { outputs, queue, infer, shared_rows: 0, leads: true, aside };
         // Nobody waits any more: nothing to tell.
         let _ = job.answer.send(result.map(answer).map_err(PoolError::Run));
     }
@@ -259,13 +265,14 @@ impl Shared {
         let started = Instant::now();
         let requests: Vec<&[Tensor]> = jobs.iter().map(|waiting| waiting.job.inputs.as_slice()).collect();
         let rows: Vec<usize> = jobs.iter().map(|waiting| waiting.order.rows).collect();
-        let outputs = batch::join(&requests).and_then(|joined| run(&*model, &joined).ok());
+        let (outputs, aside) = aside::collect(|| run(&*model, &batch::join(&requests)?).ok());
         let Some(answers) = outputs.and_then(|outputs| batch::split(&outputs, &rows)) else {
             return Err(jobs);
         };
         let infer = started.elapsed();
         self.learn(infer / u32::try_from(jobs.len()).unwrap_or(u32::MAX));
         let total: usize = rows.iter().sum();
+        let mut first = 0;
         for (number, (waiting, outputs)) in jobs.into_iter().zip(answers).enumerate() {
             let answer = Answer {
                 outputs,
@@ -273,7 +280,9 @@ impl Shared {
                 infer,
                 shared_rows: total - waiting.order.rows,
                 leads: number == 0,
+                aside: aside.part(first, waiting.order.rows),
             };
+            first += waiting.order.rows;
             let _ = waiting.job.answer.send(Ok(answer));
         }
         Ok(())

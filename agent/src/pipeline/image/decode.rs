@@ -3,6 +3,7 @@
 
 use super::{Image, Placement, exif, jpeg, png, recolor, within};
 use crate::pipeline::{
+    appearance::{Appearance, appearance},
     error::Fault,
     kind::Kind,
     step::{Around, Built, Compiled, Run},
@@ -48,6 +49,13 @@ pub(super) fn compile(color: Color, orient: bool, max_pixels: u64, input: &Kind)
     Compiled::one(Kind::Images { batch, color, size: None }, run)
 }
 
+/// Width, height and brightness of a JPEG or PNG; `None` for anything else.
+pub(crate) fn gray(file: &[u8], max_pixels: u64) -> Option<(usize, usize, Vec<u8>)> {
+    let decode = Decode { color: Color::Gray, orient: false, bounds: Bounds { pixels: max_pixels } };
+    let image = decode.one(file).ok()?;
+    Some((image.width, image.height, image.pixels))
+}
+
 struct Decode {
     color: Color,
     orient: bool,
@@ -72,6 +80,25 @@ impl Run for Decode {
         }
         Ok(vec![Value::Images(images)])
     }
+
+    fn appearances(&self, written: &Value) -> Option<Vec<Appearance>> {
+        let Value::Images(images) = written else { return None };
+        Some(images.iter().map(|image| seen(image, self.color)).collect())
+    }
+}
+
+/// Of pixels from 0 to 1.
+fn seen(image: &Image, color: Color) -> Appearance {
+    let Image { height, width, channels, pixels, .. } = image;
+    appearance([*height, *width], *channels, |y, x| {
+        let at = (y * width + x) * channels;
+        let part = |channel: usize| pixels.get(at + channel).map_or(f64::NAN, |v| f64::from(*v) / 255.0);
+        match color {
+            Color::Gray => [part(0); 3],
+            Color::Rgb => [part(0), part(1), part(2)],
+            Color::Bgr => [part(2), part(1), part(0)],
+        }
+    })
 }
 
 impl Decode {

@@ -9,6 +9,8 @@ mod jpeg;
 mod pil;
 mod png;
 
+pub(crate) use decode::gray;
+
 use super::{
     error::Fault,
     kind::{Kind, channels},

@@ -78,6 +78,9 @@ pub(super) async fn feedback(
     }
     let each = parsed.iter().map(|(id, row, label)| (id, *row, label.as_str()));
     let summary = state.0.monitor.join(&source, each);
+    if let Some(captures) = state.0.captures.get() {
+        parsed.iter().for_each(|(id, row, label)| captures.labelled(id, *row, label));
+    }
     Ok(Json(json!({
         "matched": summary.matched,
         "correct": summary.correct,

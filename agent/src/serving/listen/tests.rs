@@ -182,13 +182,7 @@ async fn answers_that_nobody_reads_count_and_end_with_their_connection() {
     until("the connection is cut", || open() == 0).await;
     until("its memory is free", || held() == 0).await;
     // HTTP/2: the connection lives and answers pings, but opens no window.
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (mut sender, connection) = client2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(1 << 16)
-        .handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    let ended = tokio::spawn(connection);
+    let (mut sender, ended) = small_window(server.address).await;
     let message = inference("big", "FP32", &[1, MANY as i64 / 4], &vec![0; MANY]);
     let request = Request::post("http://localhost/inference.GRPCInferenceService/ModelInfer")
         .header("content-type", "application/grpc")
@@ -201,17 +195,24 @@ async fn answers_that_nobody_reads_count_and_end_with_their_connection() {
     until("its memory is free", || held() == 0).await;
 }
 
-#[tokio::test]
-async fn a_stream_that_nobody_reads_ends_too() {
-    let config = ServingConfig { write_timeout: Duration::from_millis(500), ..ServingConfig::default() };
-    let server = Server::with(config, pool(1, 1), vec![any_length(Datatype::Fp32)]).await;
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (mut sender, connection) = client2::Builder::new(TokioExecutor::new())
+/// An HTTP/2 connection whose streams may bring 64 KiB before they are read, and its end.
+async fn small_window(
+    address: std::net::SocketAddr,
+) -> (client2::SendRequest<Full<Bytes>>, JoinHandle<hyper::Result<()>>) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = client2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(1 << 16)
         .handshake(TokioIo::new(stream))
         .await
         .unwrap();
-    let ended = tokio::spawn(connection);
+    (sender, tokio::spawn(connection))
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_ends_too() {
+    let config = ServingConfig { write_timeout: Duration::from_millis(500), ..ServingConfig::default() };
+    let server = Server::with(config, pool(1, 1), vec![any_length(Datatype::Fp32)]).await;
+    let (mut sender, ended) = small_window(server.address).await;
     let message = frame(&inference("big", "FP32", &[1, 1 << 18], &vec![0; 1 << 20]));
     let request = Request::post("http://localhost/inference.GRPCInferenceService/ModelStreamInfer")
         .header("content-type", "application/grpc")

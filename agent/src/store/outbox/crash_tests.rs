@@ -104,6 +104,60 @@ async fn nothing_acknowledged_is_lost_over_fifty_kills() {
     assert!(expected.len() > 200, "only {} records survived to be checked", expected.len());
 }
 
+/// Not a test of its own: fills an outbox that merges all the time.
+#[tokio::test]
+#[ignore = "runs only as the child of the kill test"]
+async fn merging_victim() {
+    let Ok(path) = std::env::var(VICTIM) else { return };
+    let bounds = Bounds { records: 24, bytes: 1 << 20 };
+    let (outbox, _) = Outbox::open(Path::new(&path), boot(1), bounds).unwrap();
+    println!("open");
+    for n in 0u64.. {
+        super::tests::append_windows(&outbox, (4 * n..4 * n + 4).map(|n| n % 1_400)).await;
+        println!("kept {}", 4 * n + 4);
+    }
+}
+
+#[tokio::test]
+async fn a_kill_while_it_merges_neither_loses_nor_doubles_a_request() {
+    for round in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("outbox");
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["store::outbox::crash_tests::merging_victim", "--exact", "--ignored", "--nocapture"])
+            .env(VICTIM, &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut kept = 0u64;
+        let mut killed = false;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            if let Some(("kept", n)) = line.unwrap().trim().split_once(' ') {
+                kept = n.parse().unwrap();
+            }
+            if kept >= 20 + round * 7 && !killed {
+                child.kill().unwrap();
+                killed = true; // what is still in the pipe counts as well
+            }
+        }
+        child.wait().unwrap();
+        let (outbox, _) = Outbox::open(&path, boot(2), Bounds::default()).unwrap();
+        let records = outbox.peek(usize::MAX, usize::MAX).await;
+        let requests: u64 = records
+            .iter()
+            .filter_map(|r| if let RecordBody::Window(w) = &r.body { Some(w.counts.requests) } else { None })
+            .sum();
+        // One more may have been stored and not acknowledged yet.
+        assert!(
+            [4 * kept, 4 * (kept + 1)].contains(&requests),
+            "round {round}: {requests} of {kept} windows"
+        );
+        assert!(records.len() <= 25, "round {round}: it did merge: {}", records.len());
+        outbox.close().await;
+    }
+}
+
 /// A tmpfs of 3 MiB, unmounted at the end.
 struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {

@@ -32,6 +32,9 @@ pub(super) struct Meta {
     pub last: u64,
     /// Records kept.
     pub live: u64,
+    /// No mergeable record beyond this place was ever handed out; `None` in stores of before there was merging.
+    #[serde(default)]
+    pub handed: Option<u64>,
 }
 
 /// One record as found, not yet believed.

@@ -1,14 +1,16 @@
 //! The telemetry outbox: what the controller has not yet acknowledged, on disk, bounded.
 //!
 //! A record is acknowledged to its producer only when it would survive a power cut (sled's flush and
-//! an fsync of its file), in groups: every 200 ms or 16 records. When the outbox is full the oldest
-//! windows go and are counted in a `dropped` record; merging them instead is later work. A damaged
+//! an fsync of its file), in groups: every 200 ms or 16 records. When the outbox is full, windows and
+//! profiles of one subject that were never handed out become one, by the hour, then by the day; only then
+//! the oldest go and are counted in a `dropped` record. A damaged
 //! store is repaired or set aside, never fatal, and what was lost is reported upward the same way.
 //!
 //! All disk work happens on one thread of its own (`queue`); this is its front desk.
 
 mod codec;
 mod home;
+mod merge;
 mod queue;
 
 use edgefleet_shared::{
@@ -86,8 +88,9 @@ pub enum OutboxError {
 
 enum Request {
     Append { body: Box<RecordBody>, done: Option<oneshot::Sender<Result<u64, OutboxError>>> },
-    Peek { bytes: usize, records: usize, reply: oneshot::Sender<Vec<Record>> },
+    Peek { bytes: usize, records: usize, essential: bool, reply: oneshot::Sender<Vec<Record>> },
     Ack { ack: Ack, reply: oneshot::Sender<usize> },
+    ThinOut { most: usize, reply: oneshot::Sender<u64> },
     Flush { reply: oneshot::Sender<()> },
     Close { reply: oneshot::Sender<()> },
 }
@@ -97,6 +100,8 @@ struct Gauges {
     records: AtomicUsize,
     bytes: AtomicU64,
     lost: AtomicU64,
+    merged: AtomicU64,
+    urgent: AtomicUsize,
 }
 
 /// Appends, hands out, forgets what was acknowledged. Cheap to clone.
@@ -163,13 +168,28 @@ impl Outbox {
     /// The oldest records, in order, at most so many bytes (one at least) and records. They stay.
     pub async fn peek(&self, bytes: usize, records: usize) -> Vec<Record> {
         let (reply, found) = oneshot::channel();
-        self.ask(Request::Peek { bytes, records, reply }, found).await.unwrap_or_default()
+        let essential = false;
+        self.ask(Request::Peek { bytes, records, essential, reply }, found).await.unwrap_or_default()
+    }
+
+    /// The same of terminal reports and losses alone.
+    pub async fn peek_essential(&self, bytes: usize, records: usize) -> Vec<Record> {
+        let (reply, found) = oneshot::channel();
+        let essential = true;
+        self.ask(Request::Peek { bytes, records, essential, reply }, found).await.unwrap_or_default()
     }
 
     /// Forgets what the controller has stored; returns how many that were.
     pub async fn ack(&self, ack: Ack) -> usize {
         let (reply, removed) = oneshot::channel();
         self.ask(Request::Ack { ack, reply }, removed).await.unwrap_or_default()
+    }
+
+    /// Adds up what was never handed out: windows and profiles of one subject by the hour, and by the day if more than
+    /// `most` records wait even so. How many became part of another.
+    pub async fn thin_out(&self, most: usize) -> u64 {
+        let (reply, merged) = oneshot::channel();
+        self.ask(Request::ThinOut { most, reply }, merged).await.unwrap_or_default()
     }
 
     /// Returns when everything handed in before is durable, or has failed.
@@ -208,9 +228,17 @@ impl Outbox {
     pub fn bytes(&self) -> u64 {
         self.gauges.bytes.load(Ordering::Relaxed)
     }
+    /// Whether something waits that should not wait for company: an end, a loss, a failure, a candidate's answers.
+    pub fn is_urgent(&self) -> bool {
+        self.gauges.urgent.load(Ordering::Relaxed) > 0
+    }
     /// Records lost since the start: dropped, refused or found damaged.
     pub fn lost(&self) -> u64 {
         self.gauges.lost.load(Ordering::Relaxed)
+    }
+    /// Records since the start that became part of another.
+    pub fn merged(&self) -> u64 {
+        self.gauges.merged.load(Ordering::Relaxed)
     }
     /// Returns when nothing is stored any more: closed, or its thread has failed.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
@@ -253,12 +281,18 @@ impl Clerk {
                         self.commit();
                     }
                 }
-                Ok(Request::Peek { bytes, records, reply }) => {
+                Ok(Request::Peek { bytes, records, essential, reply }) => {
                     self.commit(); // nothing is sent that could still be lost and numbered anew
-                    reply.send(self.queue.peek(bytes, records)).ok();
+                    reply.send(self.queue.peek(bytes, records, essential)).ok();
                 }
                 Ok(Request::Ack { ack, reply }) => {
                     reply.send(self.queue.ack(&ack)).ok();
+                }
+                Ok(Request::ThinOut { most, reply }) => {
+                    self.commit(); // only what is on disk is added up
+                    let merged = self.queue.thin_out(most);
+                    self.commit();
+                    reply.send(merged).ok();
                 }
                 Ok(Request::Flush { reply }) => {
                     self.commit();
@@ -299,6 +333,8 @@ impl Clerk {
     fn show(&self) {
         self.gauges.records.store(self.queue.len(), Ordering::Relaxed);
         self.gauges.bytes.store(self.queue.bytes(), Ordering::Relaxed);
+        self.gauges.urgent.store(self.queue.urgent(), Ordering::Relaxed);
+        self.gauges.merged.store(self.queue.merged(), Ordering::Relaxed);
         self.gauges.lost.fetch_max(self.queue.lost(), Ordering::Relaxed);
     }
 }

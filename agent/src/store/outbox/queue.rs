@@ -6,13 +6,14 @@ use super::{
     Bounds, OpenOutcome, OutboxError,
     codec::{self, MAX_RECORD_BYTES},
     home::{Found, Home, Meta, Opened, read_marker},
+    merge::{self, SPANS},
 };
 use edgefleet_shared::{
     ids::BootId,
     telemetry::{Ack, Record, RecordBody},
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -36,6 +37,21 @@ struct Entry {
     terminal: bool,
     /// For a `dropped` record: how many it stands for.
     stands_for: u64,
+    /// Should not wait for company.
+    urgent: bool,
+    /// What it may be merged with, and when it began.
+    merge: Option<(u64, u64)>,
+}
+
+fn is_urgent(body: &RecordBody) -> bool {
+    match body {
+        RecordBody::Window(w) => {
+            let failed = !w.counts.errors.is_empty() || w.counts.rejected > 0 || w.first_bad_ms.is_some();
+            failed || w.agreement.is_some() || w.exceed.iter().any(|exceed| exceed.x > 0)
+        }
+        RecordBody::Profile(_) | RecordBody::Labels(_) => false,
+        RecordBody::Terminal(_) | RecordBody::Dropped { .. } | RecordBody::Unknown => true,
+    }
 }
 
 /// The `dropped` record that still grows: not yet handed out, so its number may change its content.
@@ -52,6 +68,7 @@ pub(super) struct Queue {
     tried: Instant,
     index: VecDeque<Entry>,
     bytes: u64,
+    urgent: usize,
     last: u64,
     next_seq: u64,
     batch: sled::Batch,
@@ -62,6 +79,15 @@ pub(super) struct Queue {
     untold: u64,
     untold_why: String,
     lost: u64,
+    /// The highest place of a record that may be merged and was handed out: its number means one content.
+    handed: u64,
+    /// The highest place that is on disk.
+    stored: u64,
+    /// The place up to which merging was tried last, by span.
+    tried_upto: [u64; SPANS.len()],
+    merged: u64,
+    /// Sums that the next commit writes: what is on disk under their places is one part of them.
+    sums: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Queue {
@@ -74,6 +100,7 @@ impl Queue {
             tried: Instant::now(),
             index: VecDeque::new(),
             bytes: 0,
+            urgent: 0,
             last: 0,
             next_seq: 1,
             batch: sled::Batch::default(),
@@ -83,6 +110,11 @@ impl Queue {
             untold: 0,
             untold_why: String::new(),
             lost: 0,
+            handed: 0,
+            stored: 0,
+            tried_upto: [0; SPANS.len()],
+            merged: 0,
+            sums: BTreeMap::new(),
         };
         match Home::open(dir) {
             Ok(opened) => {
@@ -102,7 +134,7 @@ impl Queue {
         let fresh = meta.is_none() && marker.is_none() && found.is_empty();
         let present = found.len() as u64;
         self.index.clear();
-        self.bytes = 0;
+        (self.bytes, self.urgent) = (0, 0);
         let mut damaged = 0;
         for Found { position, bytes } in found {
             self.last = self.last.max(position);
@@ -127,6 +159,9 @@ impl Queue {
             (None, None) => 0,
         };
         self.last = self.last.max(inside.last).max(marker.unwrap_or_default().last);
+        // Of a damaged or older store it is not known: then all of it may have been handed out.
+        self.handed = self.handed.max(meta.and_then(|meta| meta.handed).unwrap_or(self.last));
+        self.stored = self.last;
         let lost = missing + damaged;
         self.home = Some(home);
         if fresh && mended.is_none() {
@@ -143,6 +178,8 @@ impl Queue {
     fn push(&mut self, position: u64, record: &Record, bytes: usize) {
         let stands_for = if let RecordBody::Dropped { records, .. } = record.body { records } else { 0 };
         self.bytes += bytes as u64;
+        let urgent = is_urgent(&record.body);
+        self.urgent += usize::from(urgent);
         self.index.push_back(Entry {
             position,
             boot: record.boot,
@@ -150,6 +187,8 @@ impl Queue {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             terminal: matches!(record.body, RecordBody::Terminal(_)),
             stands_for,
+            urgent,
+            merge: merge::key(record),
         });
     }
 
@@ -194,7 +233,10 @@ impl Queue {
     /// Drops the oldest until `bytes` more and two records fit; returns how many went.
     fn make_room(&mut self, bytes: u64) -> u64 {
         let mut gone = 0;
-        while self.index.len() + 2 > self.bounds.records.max(3) || self.bytes + bytes > self.bounds.bytes {
+        while self.is_full(bytes) {
+            if self.condense() {
+                continue;
+            }
             let growing = self.growing.as_ref().map(|growing| growing.position);
             let oldest = |terminals: bool| {
                 self.index.iter().position(|e| e.terminal == terminals && Some(e.position) != growing)
@@ -204,6 +246,7 @@ impl Queue {
                 break; // a single record larger than the bound
             };
             self.bytes -= u64::from(entry.bytes);
+            self.urgent -= usize::from(entry.urgent);
             self.batch.remove(&codec::key(entry.position));
             self.dirty = true;
             let records = entry.stands_for.max(1);
@@ -216,6 +259,94 @@ impl Queue {
             self.untold_why = "the outbox was full, the oldest went".into();
         }
         gone
+    }
+
+    fn is_full(&self, bytes: u64) -> bool {
+        self.index.len() + 2 > self.bounds.records.max(3) || self.bytes + bytes > self.bounds.bytes
+    }
+
+    /// Merges what may be merged, by the hour first, and so that the work pays: not again before a sixteenth of the
+    /// records is new. Whether anything became less.
+    fn condense(&mut self) -> bool {
+        for (number, span) in SPANS.into_iter().enumerate() {
+            let fresh = self.stored.saturating_sub(self.tried_upto[number]);
+            if fresh < (self.bounds.records as u64 / 16).max(2) {
+                continue;
+            }
+            self.tried_upto[number] = self.stored;
+            if self.condense_within(span) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// See [`super::Outbox::thin_out`].
+    pub(super) fn thin_out(&mut self, most: usize) -> u64 {
+        let before = self.merged;
+        for span in SPANS {
+            if span == SPANS[0] || self.index.len() > most {
+                self.condense_within(span);
+            }
+        }
+        self.merged - before
+    }
+
+    fn condense_within(&mut self, span: u64) -> bool {
+        let mut groups: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
+        for entry in self.index.iter().filter(|e| e.position > self.handed && e.position <= self.stored) {
+            if let Some((subject, start)) = entry.merge {
+                groups.entry((subject, start / span)).or_default().push(entry.position);
+            }
+        }
+        let before = self.index.len();
+        for positions in groups.into_values().filter(|positions| positions.len() > 1) {
+            self.merge_group(&positions);
+        }
+        self.merged += (before - self.index.len()) as u64;
+        self.index.len() < before
+    }
+
+    /// One record under the number of the first. Its change and the removal of the others are one write of the
+    /// store: a kill leaves all of them or the sum.
+    fn merge_group(&mut self, positions: &[u64]) {
+        let Some(home) = &self.home else { return };
+        let mut sum: Option<(u64, Record)> = None;
+        let mut parts = Vec::new();
+        for position in positions {
+            let record = match self.sums.get(position) {
+                Some(sum) => codec::decode(sum),
+                None => {
+                    home.get(&codec::key(*position)).ok().flatten().and_then(|bytes| codec::decode(&bytes))
+                }
+            };
+            let Some(record) = record else { continue };
+            sum = match sum.take() {
+                None => Some((*position, record)),
+                Some((first, so_far)) => match merge::merge(&so_far.body, &record.body) {
+                    Some(body) => {
+                        parts.push(*position);
+                        Some((first, Record { body, ..so_far }))
+                    }
+                    None => Some((first, so_far)),
+                },
+            };
+        }
+        let Some((first, record)) = sum.filter(|_| !parts.is_empty()) else { return };
+        let bytes = codec::encode(&record);
+        let Some(entry) = self.index.iter_mut().find(|entry| entry.position == first) else { return };
+        if bytes.len() > MAX_RECORD_BYTES {
+            return;
+        }
+        self.bytes = self.bytes - u64::from(entry.bytes) + bytes.len() as u64;
+        entry.bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.urgent -= usize::from(entry.urgent);
+        entry.urgent = is_urgent(&record.body);
+        self.urgent += usize::from(entry.urgent);
+        self.batch.insert(&codec::key(first), bytes.clone());
+        self.sums.insert(first, bytes);
+        self.dirty = true;
+        self.forget(|entry| parts.binary_search(&entry.position).is_ok());
     }
 
     fn lose(&mut self, records: u64, why: &str) {
@@ -255,8 +386,9 @@ impl Queue {
         if !self.dirty {
             return Ok(());
         }
-        let meta = Meta { last: self.last, live: self.index.len() as u64 };
+        let meta = Meta { last: self.last, live: self.index.len() as u64, handed: Some(self.handed) };
         let batch = std::mem::take(&mut self.batch);
+        self.sums.clear();
         let staged = std::mem::take(&mut self.staged);
         self.dirty = false;
         let Some(home) = &self.home else {
@@ -264,6 +396,7 @@ impl Queue {
         };
         match home.write(batch, meta) {
             Ok(()) => {
+                self.stored = meta.last;
                 self.shrink();
                 Ok(())
             }
@@ -273,7 +406,7 @@ impl Queue {
                 self.home = None;
                 self.growing = None;
                 self.index.clear();
-                self.bytes = 0;
+                (self.bytes, self.urgent) = (0, 0);
                 self.tried = Instant::now();
                 self.lose(staged as u64, "the outbox could not store them");
                 tracing::error!(reason, path = %self.dir.display(), "the telemetry outbox failed");
@@ -331,12 +464,15 @@ impl Queue {
     }
 
     /// The oldest records. A record that does not read back as written is lost and counted.
-    pub(super) fn peek(&mut self, bytes: usize, records: usize) -> Vec<Record> {
+    /// `essential`: terminal reports and losses alone.
+    pub(super) fn peek(&mut self, bytes: usize, records: usize, essential: bool) -> Vec<Record> {
+        let mut handed = self.handed;
         let mut out = Vec::new();
         let mut total = 0usize;
         let mut damaged = Vec::new();
         let Some(home) = &self.home else { return out };
-        for entry in &self.index {
+        let wanted = |entry: &&Entry| !essential || entry.terminal || entry.stands_for > 0;
+        for entry in self.index.iter().filter(wanted) {
             if out.len() >= records || (total + entry.bytes as usize > bytes && !out.is_empty()) {
                 break;
             }
@@ -347,6 +483,9 @@ impl Queue {
                     if self.growing.as_ref().is_some_and(|growing| growing.position == entry.position) {
                         self.growing = None; // once handed out, a number means one content
                     }
+                    if entry.merge.is_some() {
+                        handed = handed.max(entry.position);
+                    }
                     out.push(record);
                 }
                 None => damaged.push(entry.position),
@@ -356,6 +495,14 @@ impl Queue {
             self.forget(|entry| damaged.contains(&entry.position));
             self.lose(damaged.len() as u64, "outbox damaged: records did not read back");
             self.tell_losses();
+        }
+        if handed > self.handed {
+            // Before anyone has them: after a kill they must not be merged under numbers that were sent.
+            self.handed = handed;
+            self.dirty = true;
+            if self.commit().is_err() {
+                out.clear();
+            }
         }
         out
     }
@@ -372,12 +519,13 @@ impl Queue {
 
     fn forget(&mut self, which: impl Fn(&Entry) -> bool) -> usize {
         let before = self.index.len();
-        let (batch, bytes) = (&mut self.batch, &mut self.bytes);
+        let (batch, bytes, urgent) = (&mut self.batch, &mut self.bytes, &mut self.urgent);
         self.index.retain(|entry| {
             let gone = which(entry);
             if gone {
                 batch.remove(&codec::key(entry.position));
                 *bytes -= u64::from(entry.bytes);
+                *urgent -= usize::from(entry.urgent);
             }
             !gone
         });
@@ -397,6 +545,12 @@ impl Queue {
     }
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+    pub(super) fn urgent(&self) -> usize {
+        self.urgent
+    }
+    pub(super) fn merged(&self) -> u64 {
+        self.merged
     }
     pub(super) fn lost(&self) -> u64 {
         self.lost

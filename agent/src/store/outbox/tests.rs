@@ -271,3 +271,112 @@ async fn a_drained_store_gives_its_disk_space_back() {
     let (_, outcome) = Outbox::open(&path, boot(2), bounds).unwrap();
     assert_eq!(outcome, OpenOutcome::Kept { records: 0 });
 }
+
+/// A window of `minutes` after the start of the day, of four requests.
+pub(super) fn window(minutes: u64) -> RecordBody {
+    let window = serde_json::json!({
+        "kind": "window",
+        "slot": "digits", "bundle": "digits@1", "role": "primary",
+        "digest": edgefleet_shared::digest::BundleDigest::of(b"m"),
+        "attempt": attempt(),
+        "mono_start_ms": minutes * 60_000, "mono_end_ms": (minutes + 5) * 60_000,
+        "wall_start": Timestamp::from_secs(1_800_057_600 + minutes * 60),
+        "wall_end": Timestamp::from_secs(1_800_057_600 + (minutes + 5) * 60),
+        "clock": edgefleet_shared::reported::ClockQuality::Plausible,
+        "counts": {"requests": 4, "rows": 4, "ok": 3, "errors": {"engine": 1}, "rejected": 0},
+        "latency": {"total": {"buckets": [[300, 3]], "sum_us": 900, "max_us": 310}},
+        "classes": {"7": 3},
+        "exceed": [{"id": "slow", "n": 3, "x": 1}],
+    });
+    serde_json::from_value(window).unwrap()
+}
+
+/// In groups that are durable before the next.
+pub(super) async fn append_windows(outbox: &Outbox, starts: impl IntoIterator<Item = u64>) {
+    let starts: Vec<u64> = starts.into_iter().collect();
+    for group in starts.chunks(4) {
+        group.iter().for_each(|minutes| outbox.append_soon(window(*minutes)).unwrap());
+        outbox.flush().await;
+    }
+}
+
+fn windows(records: &[Record]) -> Vec<(u64, u64)> {
+    let each = records.iter().filter_map(|r| match &r.body {
+        RecordBody::Window(w) => Some((w.mono_start_ms / 60_000, w.counts.requests)),
+        _ => None,
+    });
+    each.collect()
+}
+
+#[tokio::test]
+async fn a_full_outbox_keeps_the_sums_of_hours_then_of_days_before_it_drops_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = Bounds { records: 40, bytes: 1 << 20 };
+    let (outbox, _) = Outbox::open(&dir.path().join("outbox"), boot(1), bounds).unwrap();
+    outbox.append(terminal()).await.unwrap();
+    append_windows(&outbox, (0..288).map(|n| n * 5)).await;
+    let kept = all(&outbox).await;
+    assert_eq!((dropped(&kept), outbox.lost()), (0, 0));
+    assert!(kept.len() <= 40 && outbox.merged() >= 248, "{} {}", kept.len(), outbox.merged());
+    assert!(matches!(kept[0].body, RecordBody::Terminal(_)));
+    assert_eq!(windows(&kept).iter().map(|(_, requests)| requests).sum::<u64>(), 288 * 4);
+    let RecordBody::Window(first) = &kept[1].body else { panic!("{kept:?}") };
+    let requests = first.counts.requests;
+    assert_eq!((first.classes["7"], first.counts.errors["engine"]), (requests * 3 / 4, requests / 4));
+    assert_eq!((first.exceed[0].n, first.latency.total.count()), (requests * 3 / 4, requests * 3 / 4));
+    assert!(kept.windows(2).all(|pair| pair[0].seq < pair[1].seq), "numbers stay in order");
+}
+
+#[tokio::test]
+async fn what_was_handed_out_is_never_merged_not_even_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("outbox");
+    let bounds = Bounds { records: 20, bytes: 1 << 20 };
+    let (outbox, _) = Outbox::open(&path, boot(1), bounds).unwrap();
+    append_windows(&outbox, 0..10).await;
+    let sent = outbox.peek(usize::MAX, 4).await;
+    outbox.close().await;
+    let (outbox, _) = Outbox::open(&path, boot(2), bounds).unwrap();
+    append_windows(&outbox, 10..40).await;
+    let kept = all(&outbox).await;
+    assert_eq!(kept[..4], sent[..], "as they were sent");
+    assert_eq!(windows(&kept).iter().map(|(_, requests)| requests).sum::<u64>(), 40 * 4);
+    assert!(kept.iter().all(|record| record.boot != boot(1) || record.seq <= 10));
+    // The controller has the first four: what it is sent later holds nothing of them.
+    outbox.ack(ack_upto(boot(1), 4, vec![])).await;
+    assert_eq!(windows(&all(&outbox).await).iter().map(|(_, requests)| requests).sum::<u64>(), 36 * 4);
+}
+
+#[tokio::test]
+async fn essentials_are_handed_out_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (outbox, _) = Outbox::open(&dir.path().join("outbox"), boot(1), small()).unwrap();
+    for body in [window(0), terminal(), window(5)] {
+        outbox.append(body).await.unwrap();
+    }
+    let found = outbox.peek_essential(usize::MAX, usize::MAX).await;
+    assert_eq!(found.iter().map(|record| record.seq).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn what_must_wait_is_added_up_by_the_hour_then_by_the_day_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("outbox");
+    let (outbox, _) = Outbox::open(&path, boot(1), Bounds::default()).unwrap();
+    outbox.append(terminal()).await.unwrap();
+    append_windows(&outbox, (0..2 * 288).map(|n| n * 5)).await;
+    let sum = async |outbox: &Outbox| windows(&all(outbox).await).iter().map(|(_, n)| n).sum::<u64>();
+    // One hour's windows become one. Hours and days in one go: the sums of sums are not on disk in between.
+    let merged = outbox.thin_out(20).await;
+    assert_eq!((merged, outbox.len()), (2 * 288 - outbox.len() as u64 + 1, outbox.len()));
+    assert!((3..=4).contains(&outbox.len()), "a terminal report and two or three days: {}", outbox.len());
+    outbox.close().await;
+    let (outbox, outcome) = Outbox::open(&path, boot(2), Bounds::default()).unwrap();
+    assert!(matches!(outcome, OpenOutcome::Kept { .. }), "{outcome:?}");
+    assert_eq!((sum(&outbox).await, outbox.lost()), (2 * 288 * 4, 0));
+    // Handed out now: it stays as it is.
+    append_windows(&outbox, [5_000, 5_005]).await;
+    let before = outbox.len();
+    assert_eq!(outbox.thin_out(0).await, 1);
+    assert_eq!((outbox.len(), sum(&outbox).await), (before - 1, (2 * 288 + 2) * 4));
+}

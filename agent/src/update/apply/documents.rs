@@ -15,6 +15,7 @@ use bytes::Bytes;
 use edgefleet_shared::{
     desired::Desired,
     digest::BlobDigest,
+    ids::SlotName,
     reported::{Refusal, RefusalCode},
     trust::{RoleName, TrustError},
 };
@@ -78,13 +79,20 @@ impl Updater {
         let gone: Vec<_> = self.doc.slots.keys().filter(|name| !slots.contains_key(*name)).cloned().collect();
         for slot in gone {
             self.dispatch(slot.clone(), Event::Removed { generation }).await;
-            let over = |state: &SlotState| state.wanted.is_none() && state.unacked.is_empty();
-            self.doc.slots.retain(|name, state| *name != slot || !over(state));
+            self.forget_if_over(&slot);
         }
         for (name, slot) in slots {
             self.world.host.thresholds(&name, slot.thresholds.clone());
             self.world.host.slower(&name, slot.slower_percent);
             self.dispatch(name, Event::Desired { generation, slot: Box::new(slot) }).await;
+        }
+    }
+
+    /// A slot that is neither wanted nor serves anything is none, once its last word is with the outbox.
+    pub(super) fn forget_if_over(&mut self, slot: &SlotName) {
+        if self.doc.slots.get(slot).is_some_and(SlotState::is_over) {
+            self.doc.slots.remove(slot);
+            self.dirty = true;
         }
     }
 

@@ -9,11 +9,14 @@ pub use super::world::{
     Command, DeviceReport, Host, Loadable, Probe, Reports, SettingsWatch, ShadowStatus, SlotHealth, World,
 };
 mod documents;
+mod installed;
 mod jobs;
 mod perform;
 #[cfg(test)]
 mod tests;
 mod zones;
+
+pub use installed::{InstalledError, InstalledPack, installed_pack};
 
 use zones::Zones;
 
@@ -54,6 +57,8 @@ use tokio::{
 
 /// More slots than this on one device are refused.
 const MAX_SLOTS: usize = 64;
+/// Manifests and blobs, under the data folder.
+const BUNDLES_FOLDER: &str = "bundles";
 /// A bundle that takes longer to load than this is not activated.
 const ACTIVATION_LIMIT: Duration = Duration::from_secs(300);
 /// How often health is asked, and what a full disk held back is tried again.
@@ -192,7 +197,7 @@ impl Updater {
                 Slots::default()
             }
         };
-        let root = config.data_dir.join("bundles");
+        let root = config.data_dir.join(BUNDLES_FOLDER);
         let store = BundleStore::open(&root).map_err(io(&root))?;
         world.blocks.set_block_bytes(doc.settings.block_bytes);
         let fetcher = Arc::new(Fetcher::new(
@@ -408,7 +413,10 @@ impl Updater {
 
     async fn internal(&mut self, internal: Internal) {
         match internal {
-            Internal::Slot(slot, event) => self.dispatch(slot, event).await,
+            Internal::Slot(slot, event) => {
+                self.dispatch(slot.clone(), event).await;
+                self.forget_if_over(&slot);
+            }
             Internal::Trust { version, result } => self.trust_came(version, result).await,
             Internal::Problem { slot, ticket, problem } => {
                 let event = self.failed(ticket, problem);

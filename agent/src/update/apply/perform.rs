@@ -13,7 +13,7 @@ use crate::{
 };
 use edgefleet_shared::{
     ids::SlotName,
-    reported::{Phase, Refusal},
+    reported::{Phase, Refusal, RefusalCode},
     telemetry::batch::TerminalReport,
 };
 use rand::RngExt;
@@ -68,6 +68,15 @@ impl Updater {
             Effect::Shadow { ticket, bundle, settings } => self.start_shadow(slot, ticket, bundle, settings),
             Effect::StopShadow => self.world.host.stop_shadow(slot).await,
             Effect::Deactivate => self.world.host.deactivate(slot).await,
+            Effect::Withdraw { ticket } => {
+                if let Some(reason) = self.world.host.needed(slot) {
+                    tracing::warn!(%slot, reason, "the engine pack stays");
+                    let refusal = self.refusal(RefusalCode::NoArtifact, reason);
+                    return Some(Event::StillNeeded { ticket, refusal });
+                }
+                self.world.host.deactivate(slot).await;
+                return Some(Event::Withdrawn { ticket });
+            }
             Effect::Terminal(report) => return self.terminal(report).await,
             Effect::CollectGarbage => {
                 let kept: Vec<_> = self.doc.slots.values().flat_map(SlotState::kept).collect();

@@ -20,7 +20,10 @@ mod target;
 mod tests;
 #[cfg(test)]
 mod tests_beside;
+#[cfg(test)]
+mod tests_engines;
 mod window;
+mod withdrawal;
 
 pub use candidate::{Candidate, Standing};
 pub use state::{Bundle, Failed, Meter, Now, Provisional, SlotState, Work};
@@ -120,6 +123,14 @@ pub enum Event {
     ActivateFailed {
         refusal: Refusal,
     },
+    /// Answers of [`Effect::Withdraw`].
+    Withdrawn {
+        ticket: u64,
+    },
+    StillNeeded {
+        ticket: u64,
+        refusal: Refusal,
+    },
     TimerFired {
         ticket: u64,
     },
@@ -165,6 +176,11 @@ pub enum Effect {
     Activate(Bundle),
     /// Serve nothing in this slot.
     Deactivate,
+    /// The same, unless something that serves runs on nothing but this slot's engine; answers with `Withdrawn`
+    /// or `StillNeeded`.
+    Withdraw {
+        ticket: u64,
+    },
     /// Run this bundle in the shadow of the active one; answers with `Switched` or `StepFailed`.
     /// Idempotent; the same bundle with other settings costs no load.
     Shadow {
@@ -281,6 +297,8 @@ impl Run<'_> {
             | Event::TimerFired { ticket }
                 if ticket != self.next.ticket => {} // of something that was replaced
             Event::TimerFired { .. } => self.timer_fired(),
+            Event::Withdrawn { ticket } => self.withdrawn(ticket),
+            Event::StillNeeded { ticket, refusal } => self.still_needed(ticket, refusal),
             event => self.on_target(event),
         }
     }
@@ -316,13 +334,13 @@ impl Run<'_> {
     }
 
     /// The release names the bundle: perhaps it is here already, or went through its test as the
-    /// candidate.
+    /// candidate. An engine pack is tested each time, going back too: what serves by now may run on the newer alone.
     fn known(&mut self, bundle: Bundle, tested: Option<BundleDigest>) {
         let same = |here: &Option<Bundle>| here.as_ref().is_some_and(|h| h.digest == bundle.digest);
         if same(&self.next.active) {
             // The same bytes under a newly signed release.
             self.settle(bundle);
-        } else if same(&self.next.previous) || tested == Some(bundle.digest) {
+        } else if !self.name.is_engine() && (same(&self.next.previous) || tested == Some(bundle.digest)) {
             self.enter(Step::Switching);
         } else {
             self.enter(Step::Manifest);
@@ -335,6 +353,7 @@ impl Run<'_> {
             return;
         }
         self.next.generation = generation;
+        self.wanted_again();
         self.next.wanted = Some(slot);
         self.reconcile();
         self.effects.push(Effect::Report);
@@ -420,32 +439,6 @@ impl Run<'_> {
         }
     }
 
-    fn removed(&mut self, generation: u64) {
-        if generation < self.next.generation {
-            return;
-        }
-        self.drop_candidate();
-        let gone = SlotState {
-            generation,
-            unacked: std::mem::take(&mut self.next.unacked),
-            ticket: self.next.ticket + 1,
-            lane_ticket: self.next.lane_ticket + 1,
-            mark_ms: self.next.mark_ms,
-            ..SlotState::default()
-        };
-        let idle =
-            self.next.active.is_none() && self.next.wanted.is_none() && self.next.work == Work::Settled;
-        self.next = gone;
-        if !idle {
-            self.effects.extend([
-                Effect::StopJob,
-                Effect::Deactivate,
-                Effect::Report,
-                Effect::CollectGarbage,
-            ]);
-        }
-    }
-
     /// Starts `step` of the present target, if the window lets it: the marker is durable before the
     /// work begins.
     fn enter(&mut self, step: Step) {
@@ -511,6 +504,7 @@ impl Run<'_> {
                     self.committed(provisional.meter);
                     self.effects.extend([Effect::Report, Effect::CollectGarbage]);
                 }
+                self.ask_again();
             }
         }
     }
@@ -638,6 +632,7 @@ impl Run<'_> {
             }
             Work::Settled | Work::Failed(_) => {
                 self.start_probation_timer();
+                self.ask_later();
                 self.effects.push(Effect::Report);
             }
         }

@@ -143,6 +143,8 @@ impl SlotState {
             last_error,
             candidate: candidate.map(|candidate| candidate.report(self.last_candidate_error.as_ref())),
             deferred: deferred.or_else(|| candidate.and_then(candidate::deferred)),
+            // The server's to add, too.
+            engine: None,
         }
     }
 

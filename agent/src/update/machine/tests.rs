@@ -12,6 +12,9 @@ use proptest::prelude::*;
 pub(super) fn slot_name() -> SlotName {
     "digits".parse().unwrap()
 }
+pub(super) fn engine_slot() -> SlotName {
+    "engine/onnxruntime".parse().unwrap()
+}
 pub(super) fn assigned(counter: u64, attempt: u32) -> Assigned {
     Assigned {
         bundle: format!("digits@{counter}").parse().unwrap(),
@@ -54,6 +57,7 @@ pub(super) fn refusal(code: RefusalCode) -> Refusal {
 
 /// A slot with a steady clock that moves a second per step.
 pub(super) struct Slot {
+    name: SlotName,
     pub(super) state: SlotState,
     pub(super) gate: Gate,
     clock: u64,
@@ -61,12 +65,15 @@ pub(super) struct Slot {
 }
 impl Slot {
     pub(super) fn new() -> Self {
-        Self { state: SlotState::default(), gate: Gate::Open, clock: 0, effects: vec![] }
+        Self::named(slot_name())
+    }
+    pub(super) fn named(name: SlotName) -> Self {
+        Self { name, state: SlotState::default(), gate: Gate::Open, clock: 0, effects: vec![] }
     }
     pub(super) fn on(&mut self, event: Event) -> &mut Self {
         self.clock += 1_000;
         let now = Now { wall: Timestamp::from_millis(self.clock), steady_ms: self.clock, gate: self.gate };
-        let (next, effects) = step(&self.state, &slot_name(), event, now);
+        let (next, effects) = step(&self.state, &self.name, event, now);
         self.state = next;
         self.effects = effects;
         self
@@ -412,7 +419,7 @@ fn any_event() -> impl Strategy<Value = Any> {
         3 => (0..3u64, 1..5u64, 1..4u32, any::<bool>())
             .prop_map(|(ahead, counter, attempt, candidate)| Any::Desire { ahead, counter, attempt, candidate }),
         1 => Just(Any::Removed),
-        16 => (prop::bool::weighted(0.1), prop::bool::weighted(0.3), 0..8u8, 1..5u64)
+        16 => (prop::bool::weighted(0.1), prop::bool::weighted(0.3), 0..10u8, 1..5u64)
             .prop_map(|(late, lane, kind, counter)| Any::Answer { late, lane, kind, counter }),
         2 => (0..RefusalCode::ALL.len(), prop::bool::weighted(0.3))
             .prop_map(|(code, lane)| Any::Fail { code, lane }),
@@ -447,6 +454,9 @@ fn event_for(state: &SlotState, any: &Any) -> Event {
                 4 => Event::Switched { ticket },
                 5 => Event::TimerFired { ticket },
                 6 => Event::TestBegun { ticket },
+                // The shell says so only of a pack that is not wanted.
+                7 if state.is_withdrawn() => Event::Withdrawn { ticket },
+                8 => Event::StillNeeded { ticket, refusal: refusal(RefusalCode::NoArtifact) },
                 _ => Event::Progress { ticket, done_bytes: *counter, total_bytes: 5 },
             }
         }
@@ -473,7 +483,9 @@ proptest! {
     #[test]
     fn whatever_happens_the_invariants_hold(
         events in prop::collection::vec(any_event(), 1..80), closed in prop::collection::vec(prop::bool::weighted(0.2), 80),
+        is_engine: bool,
     ) {
+        let name = if is_engine { engine_slot() } else { slot_name() };
         let mut state = SlotState::default();
         let mut serving: Option<BundleDigest> = None; // what the shell would serve
         let mut good: Option<BundleDigest> = None; // last committed
@@ -481,8 +493,8 @@ proptest! {
         for (n, any) in events.iter().enumerate() {
             let event = event_for(&state, any);
             let now = Now { wall: Timestamp::from_secs(n as u64), steady_ms: n as u64, gate: any_gate(closed[n]) };
-            let (next, effects) = step(&state, &slot_name(), event.clone(), now);
-            prop_assert_eq!(&(next.clone(), effects.clone()), &step(&state, &slot_name(), event.clone(), now));
+            let (next, effects) = step(&state, &name, event.clone(), now);
+            prop_assert_eq!(&(next.clone(), effects.clone()), &step(&state, &name, event.clone(), now));
 
             // The marker is first, or nothing durable changed.
             if let Some(at) = effects.iter().position(|e| *e == Effect::Persist) {
@@ -519,7 +531,10 @@ proptest! {
             let wish = next.wanted.as_ref().and_then(|w| w.candidate.as_ref());
             prop_assert_eq!(next.candidate.as_ref().map(|c| &c.target.assigned), wish);
             let removed = matches!(event, Event::Removed { .. }) && next.wanted.is_none();
-            let broken = matches!(event, Event::ActivateFailed { .. });
+            let broken = matches!(event, Event::ActivateFailed { .. } | Event::Withdrawn { .. });
+            if matches!(event, Event::Withdrawn { .. }) && next.active.is_none() {
+                serving = None; // the shell had emptied it before it said so
+            }
             if let Event::Switched { ticket } = event && ticket == state.ticket && next.ticket != ticket {
                 serving = next.active.as_ref().map(|b| b.digest);
             }

@@ -2,7 +2,7 @@
 
 use super::{
     attributes::text,
-    kernel::{Fact, FromNode, Kernel},
+    kernel::{Fact, FromNode, Kernel, zipped},
 };
 use tract_onnx::{
     model::ParsingContext, pb::NodeProto, tract_core::broadcast::multi_broadcast, tract_hir::internal::*,
@@ -70,11 +70,6 @@ macro_rules! words {
 words!(u8 u16 u32 u64 i8 i16 i32 i64);
 
 fn shift<T: Word>(x: &Tensor, by: &Tensor, left: bool) -> TractResult<Tensor> {
-    let (x, by) = (x.to_plain_array_view::<T>()?, by.to_plain_array_view::<T>()?);
-    let shape = multi_broadcast(&[x.shape(), by.shape()])?;
-    let (Some(x), Some(by)) = (x.broadcast(&*shape), by.broadcast(&*shape)) else {
-        bail!("shapes {:?} and {:?} do not go together", x.shape(), by.shape())
-    };
     let way = if left { T::left } else { T::right };
-    Ok(tract_ndarray::Zip::from(x).and(by).map_collect(|x, by| way(*x, *by)).into_tensor())
+    zipped(x, by, |x: &T, by: &T| way(*x, *by))
 }

@@ -8,6 +8,7 @@ use std::{fmt::Debug, sync::Arc};
 use tract_onnx::{
     model::ParsingContext,
     pb::NodeProto,
+    tract_core::broadcast::multi_broadcast,
     tract_hir::{infer::ShapeFactoid, internal::*},
 };
 
@@ -33,6 +34,19 @@ pub(super) trait FromNode: Kernel + Sized {
     /// # Errors
     /// Attributes that contradict each other or the operator's definition.
     fn from_node(ctx: &ParsingContext, node: &NodeProto) -> TractResult<Self>;
+}
+
+/// `with` of each two elements, after both tensors were stretched to the shape that they have in common.
+///
+/// # Errors
+/// Shapes that do not go together, and tensors of another type than `T`.
+pub(super) fn zipped<T: Datum>(x: &Tensor, y: &Tensor, with: impl Fn(&T, &T) -> T) -> TractResult<Tensor> {
+    let (x, y) = (x.to_plain_array_view::<T>()?, y.to_plain_array_view::<T>()?);
+    let shape = multi_broadcast(&[x.shape(), y.shape()])?;
+    let (Some(x), Some(y)) = (x.broadcast(&*shape), y.broadcast(&*shape)) else {
+        bail!("shapes {:?} and {:?} do not go together", x.shape(), y.shape())
+    };
+    Ok(tract_ndarray::Zip::from(x).and(y).map_collect(with).into_tensor())
 }
 
 /// The builder to register for `K`; its errors name the node even where tract's would not.

@@ -84,13 +84,25 @@ impl Loss {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct NegativeLogLikelihood(Loss);
+/// Both are made from the same attributes.
+macro_rules! made_of_loss {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(super) struct $name(Loss);
 
-impl FromNode for NegativeLogLikelihood {
-    fn from_node(_ctx: &ParsingContext, node: &NodeProto) -> TractResult<Self> {
-        Loss::new(node).map(Self)
-    }
+        impl FromNode for $name {
+            fn from_node(_ctx: &ParsingContext, node: &NodeProto) -> TractResult<Self> {
+                Loss::new(node).map(Self)
+            }
+        }
+    )*};
+}
+
+made_of_loss! {
+    NegativeLogLikelihood
+    /// The same after a softmax over the classes, whose logarithm is the second output.
+    SoftmaxCrossEntropy
 }
 
 impl Kernel for NegativeLogLikelihood {
@@ -102,16 +114,6 @@ impl Kernel for NegativeLogLikelihood {
     }
     fn eval(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         Ok(tvec!(self.0.of(slice::<f32>(&inputs[0])?, inputs[0].shape(), inputs)?))
-    }
-}
-
-/// The same after a softmax over the classes, whose logarithm is the second output.
-#[derive(Debug)]
-pub(super) struct SoftmaxCrossEntropy(Loss);
-
-impl FromNode for SoftmaxCrossEntropy {
-    fn from_node(_ctx: &ParsingContext, node: &NodeProto) -> TractResult<Self> {
-        Loss::new(node).map(Self)
     }
 }
 

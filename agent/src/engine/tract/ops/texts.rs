@@ -1,6 +1,6 @@
 //! StringConcat: joins texts, element by element.
 
-use super::kernel::{Fact, FromNode, Kernel};
+use super::kernel::{Fact, FromNode, Kernel, zipped};
 use tract_onnx::{
     model::ParsingContext, pb::NodeProto, tract_core::broadcast::multi_broadcast, tract_hir::internal::*,
 };
@@ -24,11 +24,6 @@ impl Kernel for StringConcat {
         Ok(tvec!((*kind, multi_broadcast(&[x, y])?)))
     }
     fn eval(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let (x, y) = (inputs[0].to_plain_array_view::<String>()?, inputs[1].to_plain_array_view::<String>()?);
-        let shape = multi_broadcast(&[x.shape(), y.shape()])?;
-        let (Some(x), Some(y)) = (x.broadcast(&*shape), y.broadcast(&*shape)) else {
-            bail!("shapes {:?} and {:?} do not go together", x.shape(), y.shape())
-        };
-        Ok(tvec!(tract_ndarray::Zip::from(x).and(y).map_collect(|x, y| format!("{x}{y}")).into_tensor()))
+        Ok(tvec!(zipped(&inputs[0], &inputs[1], |x: &String, y: &String| format!("{x}{y}"))?))
     }
 }

@@ -1,5 +1,6 @@
 //! A real server on loopback, spoken to byte by byte.
 
+mod captures;
 mod errors;
 mod joins;
 pub(in crate::serving) mod limits;
@@ -118,6 +119,7 @@ pub(in crate::serving) fn bundle(manifest: Manifest, model: Arc<dyn LoadedModel>
         manifest,
         model,
         engine: EngineName::Tract,
+        baseline: Default::default(),
     })
 }
 

@@ -44,6 +44,8 @@ struct Outside {
     shadow_loads: Mutex<u32>,
     /// Bundles the server cannot load, ones that misbehave, ones the probe refuses.
     unloadable: Mutex<BTreeSet<BundleDigest>>,
+    /// What runs on nothing but an engine of a slot.
+    needed: Mutex<Option<String>>,
     sick: Mutex<BTreeSet<BundleName>>,
     refused: Mutex<BTreeSet<BundleDigest>>,
     probes: Mutex<u32>,
@@ -174,6 +176,9 @@ impl Host for Outside {
     async fn deactivate(&self, slot: &SlotName) {
         self.serving.lock().remove(slot);
         self.shadows.lock().remove(slot);
+    }
+    fn needed(&self, _: &SlotName) -> Option<String> {
+        self.needed.lock().clone()
     }
     async fn shadow(
         &self,
