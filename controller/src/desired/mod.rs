@@ -12,4 +12,6 @@ mod states;
 pub use compose::compose;
 pub use decide::{Decision, Reason, decide};
 pub use intent::{INTENT, Intent, intent_id};
-pub use states::{DESIRED, DesiredError, DesiredRecord, DesiredStates, Outgoing, stored_generation};
+pub use states::{
+    DESIRED, DesiredError, DesiredRecord, DesiredStates, Outgoing, SettingsSource, stored_generation,
+};

@@ -6,11 +6,13 @@ use super::{
     intent::{INTENT, Intent},
 };
 use crate::{
+    captures::record::{CAPTURE_POLICY, PolicyRecord},
     signing::signer::{OnlineKey, SignerError},
     store::{Expect, FleetStore, Kind, Repository, Scan, StoreError, Transaction},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use edgefleet_shared::{
+    capture::CapturePolicy,
     desired::{Desired, Settings},
     ids::DeviceId,
     time::Timestamp,
@@ -57,24 +59,38 @@ pub enum DesiredError {
     Damaged { device: DeviceId },
 }
 
+/// Says how a device is to behave, apart from what it serves.
+pub trait SettingsSource: Send + Sync {
+    fn of(&self, device: &DeviceId) -> Settings;
+}
+
+/// The same for all.
+impl SettingsSource for Settings {
+    fn of(&self, _: &DeviceId) -> Settings {
+        self.clone()
+    }
+}
+
 /// Desired states of all devices. Cheap to clone.
 #[derive(Clone)]
 pub struct DesiredStates {
     store: Arc<dyn FleetStore>,
     records: Repository<DesiredRecord>,
     intents: Repository<Intent>,
+    policies: Repository<PolicyRecord>,
     key: OnlineKey,
-    settings: Settings,
+    settings: Arc<dyn SettingsSource>,
 }
 
 impl DesiredStates {
-    pub fn new(store: Arc<dyn FleetStore>, key: OnlineKey, settings: Settings) -> Self {
+    pub fn new(store: Arc<dyn FleetStore>, key: OnlineKey, settings: impl SettingsSource + 'static) -> Self {
         Self {
             records: Repository::new(store.clone(), DESIRED),
             intents: Repository::new(store.clone(), INTENT),
+            policies: Repository::new(store.clone(), CAPTURE_POLICY),
             store,
             key,
-            settings,
+            settings: Arc::new(settings),
         }
     }
 
@@ -138,7 +154,8 @@ impl DesiredStates {
             }
             let stored = found.as_ref().map(|f| &f.value.desired);
             let was_behind = reason.reported.unwrap_or(0) > stored.map_or(0, |desired| desired.generation);
-            let wanted = compose(device, &intents, &self.settings, trust_version);
+            let settings = self.settings_for(device, &intents).await?;
+            let wanted = compose(device, &intents, &settings, trust_version);
             let (desired, quarantined) = match decide(stored, wanted, reason, now) {
                 Decision::New(desired) | Decision::Resign(desired) => (desired, None),
                 Decision::Quarantine { stored: generation, reported } => {
@@ -181,6 +198,20 @@ impl DesiredStates {
         }
     }
 
+    /// The settings of a device with these intents: capture policies only of the models it has, where no rule of
+    /// settings says otherwise for a part of the fleet.
+    async fn settings_for(&self, device: &DeviceId, intents: &[Intent]) -> Result<Settings, StoreError> {
+        let mut settings = self.settings.of(device);
+        for intent in intents {
+            let Some(active) = &intent.active else { continue };
+            if let Some(found) = self.policies.find_json(active.bundle.model.as_str()).await? {
+                let of_rule = settings.captures.remove(&intent.slot);
+                settings.captures.insert(intent.slot.clone(), captures_of(of_rule, found.value.policy));
+            }
+        }
+        Ok(settings)
+    }
+
     /// Devices whose desired state runs out within the renewal time.
     pub async fn expiring(&self, now: Timestamp) -> Result<Vec<DeviceId>, StoreError> {
         let soon = now + super::decide::RENEW_BEFORE;
@@ -217,4 +248,33 @@ pub async fn stored_generation(store: &dyn FleetStore, device: &DeviceId) -> Res
     let record: DesiredRecord = serde_json::from_slice(&found.body)
         .map_err(|source| StoreError::Unreadable { kind: DESIRED, id: device.to_string(), source })?;
     Ok(record.desired.generation)
+}
+
+/// What a device keeps of a slot: what a rule says for it, else the model's policy. What the model's policy keeps from
+/// leaving a device leaves none, whatever a rule says.
+fn captures_of(of_rule: Option<CapturePolicy>, of_model: CapturePolicy) -> CapturePolicy {
+    let Some(mut policy) = of_rule else { return of_model };
+    policy.redact.extend(of_model.redact);
+    policy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgefleet_shared::capture::Redaction;
+
+    #[test]
+    fn a_rule_wins_over_the_models_policy_but_undoes_no_redaction() {
+        let policy = |share, redact: &[(&str, Redaction)]| {
+            let mut policy = CapturePolicy::default();
+            policy.random.share = share;
+            policy.redact = redact.iter().map(|(name, how)| ((*name).to_owned(), *how)).collect();
+            policy
+        };
+        let of_model = policy(0.01, &[("face", Redaction::Drop)]);
+        assert_eq!(captures_of(None, of_model.clone()), of_model);
+        let of_rule = policy(0.5, &[("face", Redaction::Hash), ("plate", Redaction::Hash)]);
+        let both = policy(0.5, &[("face", Redaction::Drop), ("plate", Redaction::Hash)]);
+        assert_eq!(captures_of(Some(of_rule), of_model), both);
+    }
 }

@@ -21,11 +21,11 @@ mod logrank;
 mod mixture;
 mod observation;
 pub mod power;
-mod random;
+pub(crate) mod random;
 mod report;
 mod settings;
 mod shadow;
-mod special;
+pub(crate) mod special;
 mod telemetry;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 /// ln Gamma(x) for x > 0. Lanczos, g = 7, nine terms: relative error below 1e-14.
 /// Source: Lanczos 1964; coefficients as in Godfrey 2001.
-pub(super) fn ln_gamma(x: f64) -> f64 {
+pub(crate) fn ln_gamma(x: f64) -> f64 {
     const C: [f64; 9] = [
         0.999_999_999_999_809_9,
         676.520_368_121_885_1,
@@ -25,7 +25,7 @@ pub(super) fn ln_gamma(x: f64) -> f64 {
     0.5 * (2.0 * PI).ln() + (x + 0.5) * t.ln() - t + sum.ln()
 }
 
-pub(super) fn ln_beta(a: f64, b: f64) -> f64 {
+pub(crate) fn ln_beta(a: f64, b: f64) -> f64 {
     ln_gamma(a) + ln_gamma(b) - ln_gamma(a + b)
 }
 
@@ -33,7 +33,7 @@ pub(super) fn ln_beta(a: f64, b: f64) -> f64 {
 ///
 /// Continued fraction after Lentz on the side where it converges fast (order sqrt(max(a, b)) steps);
 /// the other side by the complement. Source: Press et al., Numerical Recipes, 6.4.
-pub(super) fn ln_inc_beta(x: f64, a: f64, b: f64) -> f64 {
+pub(crate) fn ln_inc_beta(x: f64, a: f64, b: f64) -> f64 {
     let head = |x: f64, a: f64, b: f64| a * x.ln() + b * (-x).ln_1p() - a.ln() - ln_beta(a, b);
     if x < (a + 1.0) / (a + b + 2.0) {
         (head(x, a, b) + fraction(x, a, b).ln()).min(0.0)

@@ -55,13 +55,17 @@ pub fn check_labels(labels: &Labels) -> Result<(), LabelError> {
         return Err(LabelError::TooMany { found: labels.len() });
     }
     for (key, value) in labels {
-        check_word("a label's key", key)?;
+        check_label_key(key)?;
         check_word("a label's value", value)?;
-        if RESERVED.contains(&key.as_str()) {
-            return Err(LabelError::Reserved { key: key.clone() });
-        }
     }
     Ok(())
+}
+
+/// # Errors
+/// [`LabelError`] if no label can have this key.
+pub fn check_label_key(key: &str) -> Result<(), LabelError> {
+    check_word("a label's key", key)?;
+    if RESERVED.contains(&key) { Err(LabelError::Reserved { key: key.to_owned() }) } else { Ok(()) }
 }
 
 /// The words a selector can write: names, label keys, label values.

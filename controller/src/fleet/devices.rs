@@ -222,7 +222,12 @@ impl Fleet {
             check_labels(&next.labels)?;
             Ok(next)
         };
-        self.change_device(actor, id, expected, "device.update", change).await
+        let known = self.change_device(actor, id, expected, "device.update", change).await?;
+        let sessions = self.sessions.read().clone();
+        if let Some(sessions) = sessions.filter(|_| !patch.labels.is_empty()) {
+            sessions.relabelled(id).await;
+        }
+        Ok(known)
     }
 
     /// Lets a pending device in, or a known one use its new key. Sessions with the old key end.

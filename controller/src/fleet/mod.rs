@@ -85,6 +85,8 @@ pub trait Sessions: Send + Sync {
     /// # Errors
     /// Whatever kept the session alive. The device is refused at its next connect all the same.
     async fn revoke(&self, device: &DeviceId) -> Result<(), Cause>;
+    /// The device has other labels: settings may be others.
+    async fn relabelled(&self, _device: &DeviceId) {}
 }
 
 /// Where devices find this controller; known once the listeners have their ports.

@@ -62,6 +62,8 @@ words! {
         /// Devices, models, rollouts, telemetry, metrics.
         Read = "read",
         AuditRead = "audit:read",
+        /// What devices captured: people's pictures and texts, not only what was counted of them.
+        CapturesRead = "captures:read",
         DevicesWrite = "devices:write",
         DevicesApprove = "devices:approve",
         DevicesRemove = "devices:remove",
@@ -86,6 +88,7 @@ impl Role {
         let who: &[R] = match permission {
             P::Read => &[R::Viewer, R::Operator, R::Publisher, R::Approver, R::Admin],
             P::AuditRead => &[R::Operator, R::Publisher, R::Approver, R::Admin],
+            P::CapturesRead => &[R::Operator, R::Publisher, R::Admin],
             P::DevicesWrite => &[R::Operator, R::Publisher, R::Admin],
             P::DevicesApprove => &[R::Approver, R::Admin],
             P::DevicesRemove => &[R::Operator, R::Publisher, R::Admin],

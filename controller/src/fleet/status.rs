@@ -7,12 +7,13 @@ use super::{
     devices::{DeviceState, STATUS},
 };
 use crate::store::{Expect, Transaction};
-use edgefleet_shared::{ids::DeviceId, reported::Reported};
+use edgefleet_shared::{
+    ids::DeviceId,
+    reported::{MAX_REPORT_BYTES, Reported},
+};
 use std::hash::{BuildHasher, RandomState};
 use tokio::sync::Mutex;
 
-/// Largest report kept, as JSON in bytes; of a larger one only facts and generation stay.
-const MAX_REPORT_BYTES: usize = 64 * 1024;
 const MAX_REASON: usize = 200;
 
 /// Lets writes for one device happen in order while those for others run beside them.
@@ -74,7 +75,14 @@ impl Fleet {
         let now = self.now();
         reported.facts = tame(std::mem::take(&mut reported.facts));
         let facts = reported.facts.clone();
-        if serde_json::to_vec(&reported).map_or(true, |json| json.len() > MAX_REPORT_BYTES) {
+        reported.bound_engines();
+        let is_large =
+            |report: &Reported| serde_json::to_vec(report).map_or(true, |json| json.len() > MAX_REPORT_BYTES);
+        if is_large(&reported) {
+            reported.forget_engines();
+        }
+        // Of one that is still too large only facts and generation stay.
+        if is_large(&reported) {
             tracing::warn!(device = %id, "a report is too large to keep; its slots are dropped");
             reported.slots.clear();
             reported.refused = None;

@@ -93,6 +93,12 @@ impl Fleet {
         (token.secret.matches(secret) && token.usable(self.now())).then_some(token)
     }
 
+    /// The token with this id if it may be used now: for a session that was begun with it.
+    pub fn usable_token(&self, id: &str) -> Option<Token> {
+        let token = self.tokens.known.read().get(id).map(|(_, token)| token.clone())?;
+        token.usable(self.now()).then_some(token)
+    }
+
     /// # Errors
     /// [`FleetError::Label`] for a bad name, store errors.
     pub async fn create_token(

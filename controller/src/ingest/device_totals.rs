@@ -3,6 +3,7 @@
 use super::{
     aggregate::{LabelTotals, add_counts, add_latency},
     dedup::Seen,
+    health::CpuSeen,
     hours::Hours,
 };
 use crate::store::Kind;
@@ -27,6 +28,9 @@ pub struct DeviceTelemetry {
     /// Records the device itself lost, as it says.
     pub dropped: u64,
     pub last: Timestamp,
+    /// What it last said of its processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuSeen>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +80,6 @@ impl DeviceTelemetry {
     }
 
     pub fn add_labels(&mut self, labels: &LabelCounts) {
-        self.totals(&labels.slot, &labels.bundle).labels.add(labels);
+        self.totals(&labels.slot, &labels.bundle).labels.add_counts(labels);
     }
 }

@@ -1,12 +1,11 @@
 //! Pure: what the hours of one device with one bundle were like. A rollout's forecast rests on them: how many hours
 //! are bad anyway, and how a device's latency wanders by itself.
 
+use crate::rollout::Speed;
 use edgefleet_shared::telemetry::Window;
 use serde::{Deserialize, Serialize};
 
 const HOUR_SECS: u64 = 3_600;
-/// What a window weighs at most in the mean of its hour: beyond, its p95 wanders for other reasons than chance.
-const MOST_WEIGHT: u64 = 1_000;
 
 /// Hours with requests, as far as they are over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,9 +33,8 @@ pub struct Spread {
 struct OpenHour {
     hour: u64,
     bad: bool,
-    /// Sum of the logarithms of the windows' p95 in milliseconds, by weight.
-    sum_ln: f64,
-    weight: f64,
+    #[serde(flatten)]
+    p95: Speed,
 }
 
 impl Spread {
@@ -70,23 +68,20 @@ impl Hours {
             Some(open) if hour == open.hour => open,
             former => {
                 former.into_iter().for_each(|former| self.close(former));
-                OpenHour { hour, bad: false, sum_ln: 0.0, weight: 0.0 }
+                OpenHour { hour, bad: false, p95: Speed::default() }
             }
         };
         open.bad |= window.first_bad_ms.is_some();
-        if let Some(p95_us) = window.latency.total.quantile_us(0.95).filter(|us| *us > 0.0) {
-            let weight = window.latency.total.count().min(MOST_WEIGHT) as f64;
-            open.sum_ln += weight * (p95_us / 1e3).ln();
-            open.weight += weight;
-        }
+        let latency = &window.latency.total;
+        open.p95.take(latency.quantile_us(0.95).unwrap_or(0.0) / 1e3, latency.count());
         self.open = Some(open);
     }
 
     fn close(&mut self, open: OpenHour) {
         self.n = self.n.saturating_add(1);
         self.bad = self.bad.saturating_add(u64::from(open.bad));
-        if open.weight > 0.0 {
-            self.p95.take(open.sum_ln / open.weight);
+        if let Some(mean) = open.p95.mean_ln() {
+            self.p95.take(mean);
         }
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! [`source`] and [`builder`] work on files alone and are what the command line uses; [`onnx`] and [`init`] start
 //! a folder; [`fold`] rewrites a model, [`lint`] says what its author should know; [`probe`] asks the agent's own
-//! engine, in a child process, what a device would say; [`ability`] counts the devices that can take a bundle. [`Registry`] is the
+//! engine, in a child process, what a device would say; [`ability`] counts the devices that can take a bundle, [`engine_use`] with what they run it. [`Registry`] is the
 //! server's side: it takes pushes, keeps records and says what devices may fetch.
 
 pub mod ability;
 pub mod builder;
+pub mod engine_use;
 pub mod fold;
 mod golden_json;
 pub mod http;

@@ -3,8 +3,9 @@
 //! A model file is never parsed inside the controller: it may be hostile. The child confines itself; here it
 //! gets a clean environment, a time limit and a bounded pipe, and whatever it does is a typed error.
 
+use super::source::{BaselineData, read_bounded};
 use edgefleet_shared::{
-    bundle::Interface,
+    bundle::{Interface, baseline::MAX_BASELINE_BYTES},
     digest::BundleDigest,
     ids::BundleName,
     lint::{LINT_SCHEMA, ModelLook},
@@ -168,6 +169,24 @@ impl Prober {
             return Err(ProbeError::Protocol { program, found: head.schema });
         }
         serde_json::from_slice(&asked.answer).map_err(|e| asked.unreadable(&program, Some(&e)))
+    }
+
+    /// Has the agent run the held-out rows of `data` through the bundle folder `dir`; the bytes of its baseline.
+    ///
+    /// # Errors
+    /// [`ProbeError`]; `NoVerdict` has the agent's words.
+    pub async fn baseline(&self, dir: &Path, data: &BaselineData) -> Result<Vec<u8>, ProbeError> {
+        let program = find_agent_here(self.agent.as_deref())?;
+        let spawn = |source| ProbeError::Spawn { program: program.clone(), source };
+        let out = tempfile::NamedTempFile::new().map_err(spawn)?;
+        let mut arguments: Vec<OsString> = ["--bundle".into(), dir.into(), "--data".into()].into();
+        arguments.extend([data.data.clone().into(), "--out".into(), out.path().into()]);
+        arguments.extend(data.labels.iter().flat_map(|labels| ["--labels".into(), labels.clone()]));
+        let asked = ask(&program, "baseline", &arguments, self.limit).await?;
+        if !asked.status.success() {
+            return Err(asked.without(&program, asked.status.to_string()));
+        }
+        read_bounded(out.path(), MAX_BASELINE_BYTES).map_err(spawn)
     }
 
     /// The thing to look at, and the library to try it with.

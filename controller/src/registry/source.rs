@@ -9,13 +9,16 @@ use super::{
     toml_reader::{Reader, Table},
 };
 use edgefleet_shared::bundle::{
-    Compat, GoldenSample, Interface, Limits, ModelCard, PipelineSpec, Precision, Prediction, TensorSpec,
+    Baseline, Compat, GoldenSample, Interface, Limits, ModelCard, PipelineSpec, Precision, Prediction,
+    TensorSpec,
+    baseline::MAX_BASELINE_BYTES,
     engine::TARGETS,
     manifest::{MAX_BLOB_BYTES, MAX_MANIFEST_BYTES},
 };
 use edgefleet_shared::tensor::Datatype;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     io,
     path::{Component, Path, PathBuf},
 };
@@ -26,7 +29,6 @@ pub const SOURCE_FILE: &str = "bundle.toml";
 const SOURCE_SCHEMA: i64 = 1;
 const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const MAX_LABEL_BYTES: u64 = 4 << 20;
-const MAX_BASELINE_BYTES: u64 = 8 << 20;
 const MAX_GOLDEN_SAMPLES: usize = 64;
 
 /// A source folder, checked.
@@ -41,11 +43,21 @@ pub struct BundleSource {
     pub prediction: Option<Prediction>,
     pub labels: Vec<String>,
     pub golden: Vec<GoldenSource>,
-    /// JSON of the training-time histograms, exact bytes.
+    /// JSON of the held-out data's histograms, exact bytes.
     pub baseline: Option<Vec<u8>>,
+    /// What to make it from where it is not there yet.
+    pub baseline_data: Option<BaselineData>,
     pub limits: Limits,
     pub lineage: BTreeMap<String, String>,
     pub compat: Compat,
+}
+
+/// Held-out rows that a baseline is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaselineData {
+    pub data: PathBuf,
+    /// A file, or the name of the labels in the data.
+    pub labels: Option<OsString>,
 }
 
 /// The libraries of an engine pack.
@@ -142,14 +154,10 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
     let labels = top.table("labels").map(|table| read_labels(dir, table)).unwrap_or_default();
     let golden =
         top.need_table("golden").map(|table| read_golden(dir, table, &external, files)).unwrap_or_default();
-    let baseline = top.table("baseline").and_then(|table| read_baseline(dir, table));
+    let (baseline, baseline_data) =
+        top.table("baseline").map(|table| read_baseline(dir, table)).unwrap_or_default();
     let limits = top.need_table("limits").and_then(read_limits);
-    let lineage = top.table("lineage").map(Table::all_strings).unwrap_or_default().into_iter().collect();
-    let compat = top.table("compat").map(|table| {
-        let hardware = table.strings("hardware");
-        table.finish();
-        Compat { hardware }
-    });
+    let (lineage, compat) = read_origin(&top);
     top.finish();
     Some(BundleSource {
         card: card?,
@@ -161,9 +169,10 @@ fn read_top(dir: &Path, top: Table<'_>, files: &mut Vec<SourceMistake>) -> Optio
         labels,
         golden,
         baseline,
+        baseline_data,
         limits: limits?,
         lineage,
-        compat: compat.unwrap_or_default(),
+        compat,
     })
 }
 
@@ -196,12 +205,7 @@ fn read_engine(dir: &Path, top: Table<'_>) -> Option<BundleSource> {
         }
         table.finish();
     }
-    let lineage = top.table("lineage").map(Table::all_strings).unwrap_or_default().into_iter().collect();
-    let compat = top.table("compat").map(|table| {
-        let hardware = table.strings("hardware");
-        table.finish();
-        Compat { hardware }
-    });
+    let (lineage, compat) = read_origin(&top);
     top.finish();
     Some(BundleSource {
         card: card?,
@@ -213,10 +217,22 @@ fn read_engine(dir: &Path, top: Table<'_>) -> Option<BundleSource> {
         labels: vec![],
         golden: vec![],
         baseline: None,
+        baseline_data: None,
         limits: Limits::default(),
         lineage,
-        compat: compat.unwrap_or_default(),
+        compat,
     })
+}
+
+/// Where it comes from and what it is for, which every kind of bundle may say.
+fn read_origin(top: &Table<'_>) -> (BTreeMap<String, String>, Compat) {
+    let lineage = top.table("lineage").map(Table::all_strings).unwrap_or_default().into_iter().collect();
+    let compat = top.table("compat").map(|table| {
+        let hardware = table.strings("hardware");
+        table.finish();
+        Compat { hardware }
+    });
+    (lineage, compat.unwrap_or_default())
 }
 
 /// The file of `path` below the folder, of a size that a blob may have.
@@ -436,17 +452,33 @@ fn json_files(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names.into_iter().collect())
 }
 
-fn read_baseline(dir: &Path, table: Table<'_>) -> Option<Vec<u8>> {
-    let bytes = read_named(dir, &table, MAX_BASELINE_BYTES);
-    if let Some(bytes) = &bytes {
-        match serde_json::from_slice::<serde_json::Value>(bytes) {
-            Ok(value) if value.get("channels").is_some_and(serde_json::Value::is_array) => {}
-            Ok(_) => table.wrong("path", "is JSON without the array `channels`"),
-            Err(e) => table.wrong("path", format!("is not JSON: {e}")),
+/// `path`: a baseline that is there already; `data`: held-out rows to make it from, with `labels`.
+fn read_baseline(dir: &Path, table: Table<'_>) -> (Option<Vec<u8>>, Option<BaselineData>) {
+    let made = table.string("data").and_then(|text| {
+        let data = inside(dir, &table, "data", text)?;
+        if !data.is_file() {
+            table.wrong("data", "is not a file");
         }
+        // A file of the folder, or the name of what holds them in the data.
+        let labels = table.string("labels").map(|labels| match dir.join(labels) {
+            file if file.is_file() && inside(dir, &table, "labels", labels).is_some() => file.into(),
+            _ => labels.into(),
+        });
+        if table.string("path").is_some() {
+            table.wrong("path", "and `data` exclude each other");
+        }
+        Some(BaselineData { data, labels })
+    });
+    if made.is_some() || table.string("data").is_some() {
+        table.finish();
+        return (None, made);
+    }
+    let bytes = read_named(dir, &table, MAX_BASELINE_BYTES);
+    if let Some(Err(e)) = bytes.as_deref().map(Baseline::parse) {
+        table.wrong("path", format!("is of no use: {e}"));
     }
     table.finish();
-    bytes
+    (bytes, None)
 }
 
 fn read_limits(table: Table<'_>) -> Option<Limits> {

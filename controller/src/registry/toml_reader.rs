@@ -214,6 +214,11 @@ impl<'a> Table<'a> {
         self.table(key)
     }
 
+    /// `[[key]]` entries, if there are any.
+    pub(crate) fn tables(&self, key: &'static str) -> Vec<Table<'a>> {
+        if self.value(key).is_none() { vec![] } else { self.need_tables(key) }
+    }
+
     /// `[[key]]` entries; at least one.
     pub(crate) fn need_tables(&self, key: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.need(key) else { return vec![] };

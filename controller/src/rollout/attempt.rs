@@ -185,6 +185,7 @@ pub struct Comparison {
 #[serde(default)]
 pub struct Speed {
     pub sum_ln: f64,
+    #[serde(alias = "weight")]
     pub results: f64,
 }
 

@@ -18,7 +18,7 @@ const MOST_WEIGHT: f64 = 1_000.0;
 
 impl Speed {
     /// A window counts by its results: one that a switch cut short says little.
-    fn take(&mut self, p95_ms: f64, results: u64) {
+    pub fn take(&mut self, p95_ms: f64, results: u64) {
         if p95_ms.is_finite() && p95_ms > 0.0 && self.results < MOST_RESULTS {
             let weight = (results as f64).min(MOST_WEIGHT);
             self.sum_ln += weight * p95_ms.ln();
@@ -27,7 +27,11 @@ impl Speed {
     }
     /// Milliseconds; 0 without results.
     pub fn mean_ms(self) -> f64 {
-        if self.results > 0.0 { (self.sum_ln / self.results).exp() } else { 0.0 }
+        self.mean_ln().map_or(0.0, f64::exp)
+    }
+    /// Logarithm of [`Self::mean_ms`]; `None` without results.
+    pub fn mean_ln(self) -> Option<f64> {
+        (self.results > 0.0).then(|| self.sum_ln / self.results)
     }
 }
 

@@ -47,7 +47,7 @@ pub use approval::{Approval, Approvals, Scope};
 pub use assignment::{
     Arm, Candidate, Member, Membership, MembershipSummary, Seed, StageSize, Stratum, join_late, plan_members,
 };
-pub use attempt::{Attempt, AttemptState, Deferral, DeviceSaid, Presence, RecordKey, WindowSaid};
+pub use attempt::{Attempt, AttemptState, Deferral, DeviceSaid, Presence, RecordKey, Speed, WindowSaid};
 pub use checker::{Violation, check_attempt, check_rollout, check_step, check_together};
 pub use compare::compare;
 pub use effect::{Effect, Note, Pending};

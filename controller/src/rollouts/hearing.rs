@@ -96,7 +96,11 @@ impl<'a> Ears<'a> {
                     working.hear(&trial, device, &said, now).await?;
                 }
             }
-            RecordBody::Window(_) | RecordBody::Labels(_) | RecordBody::Dropped { .. } => {}
+            RecordBody::Window(_)
+            | RecordBody::Profile(_)
+            | RecordBody::Labels(_)
+            | RecordBody::Dropped { .. }
+            | RecordBody::Unknown => {}
         }
         Ok(())
     }

@@ -5,11 +5,10 @@ use super::documents::Documents;
 use crate::{
     desired::intent_id,
     ingest::{
-        AGGREGATE, Aggregate, BUCKET, BundleTotals, DEVICE_TELEMETRY, DeviceTelemetry, Hours, Spread,
-        aggregate_id,
+        Aggregate, BundleTotals, DEVICE_TELEMETRY, DeviceTelemetry, Hours, Level, Range, Spread, total,
     },
     rollout::Membership,
-    store::{Repository, Scan, StoreError},
+    store::{Repository, StoreError},
 };
 use edgefleet_shared::{
     ids::{BundleName, SlotName},
@@ -19,8 +18,7 @@ use edgefleet_shared::{
 use std::{collections::BTreeMap, time::Duration};
 
 const SPAN: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// Buckets in memory at a time.
-const PAGE: usize = 500;
+const AHEAD: Duration = Duration::from_secs(24 * 3_600);
 /// Members asked what they run: enough to know what most of them do.
 const ASKED: usize = 500;
 /// Fewer requests than these say little about a 95th percentile.
@@ -44,7 +42,7 @@ pub struct History {
 impl History {
     fn of(sum: &Aggregate) -> Self {
         // A window is one device's bucket.
-        let hours = sum.windows as f64 * BUCKET.as_secs_f64() / 3_600.0;
+        let hours = sum.windows as f64 * Level::FiveMinutes.span().as_secs_f64() / 3_600.0;
         let per_hour = |n: u64| (sum.windows > 0).then(|| n as f64 / hours);
         let labels = sum.all_labels().matched;
         let enough = sum.latency.total.count() >= LEAST_REQUESTS;
@@ -58,18 +56,19 @@ impl History {
     }
 
     fn with_hours(self, hours: &[Hours]) -> Self {
-        let sum = |of: fn(&Hours) -> u64| hours.iter().map(of).fold(0, u64::saturating_add);
-        let (n, bad) = (sum(|hours| hours.n), sum(|hours| hours.bad.min(hours.n)));
-        // Half a bad hour more than were seen (Jeffreys): a quiet week proves no rate of 0.
-        let rate = (bad as f64 + 0.5) / (n as f64 + 1.0);
         let (freedom, squares) = Spread::pooled(hours.iter().map(|hours| &hours.p95));
         let spread = (squares / freedom.max(1) as f64).sqrt();
-        Self {
-            bad_rate: (n >= LEAST_HOURS).then_some(rate),
-            latency_spread: (freedom >= LEAST_HOURS).then_some(spread),
-            ..self
-        }
+        Self { bad_rate: bad_rate(hours), latency_spread: (freedom >= LEAST_HOURS).then_some(spread), ..self }
     }
+}
+
+/// Share of device-hours with a bad window; `None` if there are too few to say.
+pub fn bad_rate(hours: &[Hours]) -> Option<f64> {
+    let sum = |of: fn(&Hours) -> u64| hours.iter().map(of).fold(0, u64::saturating_add);
+    let (n, bad) = (sum(|hours| hours.n), sum(|hours| hours.bad.min(hours.n)));
+    // Half a bad hour more than were seen (Jeffreys): a quiet week proves no rate of 0.
+    let rate = (bad as f64 + 0.5) / (n as f64 + 1.0);
+    (n >= LEAST_HOURS).then_some(rate)
 }
 
 /// Of the bundle that most of the members run now; bad hours and spread since it came, of [`ASKED`] devices.
@@ -83,17 +82,10 @@ pub(super) async fn history(
     now: Timestamp,
 ) -> Result<History, StoreError> {
     let Some(bundle) = incumbent(documents, slot, membership).await? else { return Ok(History::default()) };
-    let aggregates = Repository::<Aggregate>::new(documents.store.clone(), AGGREGATE);
-    let prefix = format!("{bundle}/primary/");
-    let mut scan =
-        Scan::all().prefix(&prefix).after(aggregate_id(&bundle, Role::Primary, now - SPAN)).limit(PAGE);
-    let mut sum = Aggregate::default();
-    loop {
-        let page = aggregates.list(scan.clone()).await?;
-        page.entries.iter().for_each(|(_, found)| sum.merge(&found.value));
-        let Some(next) = page.next else { break };
-        scan.after = Some(next);
-    }
+    // The newest may have come from a clock that is a little ahead.
+    let (from, until) = (now - SPAN, now + AHEAD);
+    let range = Range { bundle: &bundle, role: Role::Primary, cohort: None, from, until };
+    let sum: Aggregate = total(&*documents.store, range).await?;
     let devices = Repository::<DeviceTelemetry>::new(documents.store.clone(), DEVICE_TELEMETRY);
     let mut hours = Vec::new();
     for member in membership.members.iter().take(ASKED) {

@@ -5,7 +5,8 @@ use super::{
     roster::Roster,
 };
 use crate::{
-    rollout::{Arm, Attempt, DeviceSaid, Event, Move, Refused, Rollout, compare},
+    alerts::{self, sources},
+    rollout::{Arm, Attempt, DeviceSaid, Event, Move, Refused, Rollout, StateName, compare},
     store::{Expect, Revision, StoreError, Transaction, Versioned},
 };
 use edgefleet_shared::{
@@ -47,12 +48,15 @@ pub struct Working<'a> {
     documents: &'a Documents,
     roster: &'a dyn Roster,
     rollouts: BTreeMap<RolloutId, Option<Loaded<Rollout>>>,
+    /// The states in which they came, for those who want to hear of another.
+    before: BTreeMap<RolloutId, StateName>,
     attempts: BTreeMap<String, Option<Loaded<Attempt>>>,
 }
 
 impl<'a> Working<'a> {
     pub fn new(documents: &'a Documents, roster: &'a dyn Roster) -> Self {
-        Self { documents, roster, rollouts: BTreeMap::new(), attempts: BTreeMap::new() }
+        let (rollouts, before, attempts) = Default::default();
+        Self { documents, roster, rollouts, before, attempts }
     }
 
     pub(super) fn documents(&self) -> &'a Documents {
@@ -77,6 +81,7 @@ impl<'a> Working<'a> {
             Entry::Occupied(entry) => Ok(entry.into_mut().as_mut()),
             Entry::Vacant(entry) => {
                 let found = self.documents.rollouts.find_json(id.as_str()).await?;
+                self.before.extend(found.iter().map(|found| (id.clone(), found.value.state.name())));
                 Ok(entry.insert(found.map(Loaded::from)).as_mut())
             }
         }
@@ -216,6 +221,10 @@ impl<'a> Working<'a> {
         for (id, rollout) in &self.rollouts {
             let Some(rollout) = rollout.as_ref().filter(|one| one.changed) else { continue };
             transaction = transaction.put_json(ROLLOUT, id.as_str(), rollout.expect(), &rollout.value)?;
+            let before = self.before.get(id).copied();
+            if let Some(event) = before.and_then(|name| sources::rollout_changed(name, &rollout.value)) {
+                transaction = alerts::outbox(transaction, &event)?;
+            }
         }
         for (id, attempt) in &self.attempts {
             let Some(attempt) = attempt.as_ref().filter(|one| one.changed) else { continue };

@@ -5,6 +5,7 @@
 //! [`audit`] keeps the hash-chained record of who changed what. Stored bodies carry no clock of the store:
 //! times come from the caller. Trust state never lives here.
 
+pub mod announced;
 pub mod audit;
 mod document;
 mod error;

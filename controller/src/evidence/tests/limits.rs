@@ -107,16 +107,12 @@ proptest! {
         assert_finite(&evidence, &settings);
         let text = serde_json::to_string(&evidence).unwrap();
         prop_assert!(text.len() < LIMIT, "{} bytes", text.len());
-        // What is stored goes on as if never stored, up to the last digit of JSON's floats.
+        // What is stored goes on as if never stored.
         let mut read: Evidence = serde_json::from_str(&text).unwrap();
+        prop_assert_eq!(&read, &evidence);
         observations.iter().for_each(|o| { read.observe(o, &settings); evidence.observe(o, &settings); });
         let arms = ArmSizes { canaries: 20, compared: 20, controls: 60 };
-        let (read, kept) = (read.assess(&settings, &arms), evidence.assess(&settings, &arms));
-        for (a, b) in read.gates.iter().zip(&kept.gates) {
-            let (x, y) = ((1.0 + a.e_harm).ln(), (1.0 + b.e_harm).ln());
-            prop_assert!((x - y).abs() <= 1e-6 * x.max(1.0), "{x} {y}");
-            prop_assert_eq!((a.gate, a.devices, &a.examples), (b.gate, b.devices, &b.examples));
-        }
+        prop_assert_eq!(read.assess(&settings, &arms), evidence.assess(&settings, &arms));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use edgefleet_shared::{
+    digest::BundleDigest,
     ids::{BootId, DeviceId},
     reported::{ClockQuality, Facts, REPORTED_SCHEMA, Reported},
 };
@@ -183,6 +184,45 @@ async fn what_a_device_reports_is_kept_over_a_restart_and_never_becomes_a_label(
     assert!(known.matches(&"arch=riscv64,online=false".parse().unwrap()));
     assert!(!known.device.labels.contains_key("arch"));
     assert_eq!(test.fleet.counts().online, 0);
+}
+
+/// A report of so many slots, each with how it runs, in texts of so many bytes.
+fn with_engines(device: &DeviceId, slots: usize, text: usize) -> Reported {
+    let engine = |text: String| {
+        let refused = serde_json::json!({"setup": text, "code": "golden-mismatch", "reason": text});
+        serde_json::json!({
+            "digest": BundleDigest::of(b"b"),
+            "setup": text,
+            "measured": vec![serde_json::json!({"setup": text, "median_ms": 1e300}); 100],
+            "refused": vec![refused; 100],
+        })
+    };
+    let slot = |_| serde_json::json!({"phase": "committed", "engine": engine("\u{7}x".repeat(text))});
+    let slots: serde_json::Map<_, _> = (0..slots).map(|n| (format!("slot-{n}"), slot(n))).collect();
+    let report = serde_json::json!({
+        "schema": 1, "device": device, "boot": "07".repeat(16), "at": "2026-11-23T08:00:00Z",
+        "clock": "plausible", "generation": 3, "trust_version": 1, "facts": {}, "slots": slots,
+    });
+    serde_json::from_value(report).unwrap()
+}
+
+#[tokio::test]
+async fn how_slots_run_is_kept_within_bounds_and_never_at_the_cost_of_where_they_are() {
+    let test = TestFleet::new().await;
+    let (_, enrolled) = test.enrolled().await;
+    let id = &enrolled.device;
+    let kept = || test.fleet.device(id).unwrap().status.reported.clone().unwrap();
+    test.fleet.record_report(with_engines(id, 2, 5_000)).await.unwrap();
+    assert!(serde_json::to_vec(&kept()).unwrap().len() < 10_000);
+    for slot in kept().slots.values() {
+        let engine = slot.engine.as_ref().expect("what runs it");
+        assert!(engine.setup.bytes().all(|byte| byte == b'x') && engine.refused[0].reason.len() < 200);
+        assert_eq!(engine.measured[0].median_ms, None, "no such time");
+    }
+    // So many that even bounded ones are too much: the slots stay.
+    test.fleet.record_report(with_engines(id, 64, 5_000)).await.unwrap();
+    assert_eq!(kept().slots.len(), 64);
+    assert!(kept().slots.values().all(|slot| slot.engine.is_none()));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use super::{
     stores::{Checked, Coated, Death, Mortal},
 };
 use crate::{
+    alerts::{AlertEvent, AlertKind, RAISED},
     clock,
     desired::{DesiredStates, Reason, intent_id},
     driver::{DriverHandle, Order},
@@ -16,7 +17,7 @@ use crate::{
     },
     signing::{setup, signer::OnlineKey, trust_store::TrustStore},
     store::{
-        FleetStore, StoreError, Transaction,
+        FleetStore, Repository, StoreError, Transaction,
         audit::AuditLog,
         sled_home::{SledConfig, SledStore},
     },
@@ -189,6 +190,16 @@ impl Bench {
         .await;
     }
 
+    /// Kinds of the alerts about one rollout, by time.
+    pub(super) async fn alerts(&self, rollout: &str) -> Vec<AlertKind> {
+        let raised = Repository::<AlertEvent>::new(self.documents.store.clone(), RAISED);
+        let all = raised.list_all("").await.unwrap();
+        let mut all: Vec<_> = all.into_iter().map(|(_, found)| found.value).collect();
+        all.retain(|event| event.subject.rollout.as_ref().is_some_and(|id| id.as_str() == rollout));
+        all.sort_by_key(|event| event.at);
+        all.into_iter().map(|event| event.kind).collect()
+    }
+
     /// Nothing that was ever committed broke an invariant, and nobody had two turns.
     pub(super) fn check(&self) {
         let broken = self.store.coat.broken.lock();
@@ -283,7 +294,7 @@ impl Line {
                     self.rollouts.left_fleet(&device, clock::now()).await.unwrap();
                     self.states.forget(&device).await.unwrap();
                 }
-                Order::TrustChanged => {}
+                Order::TrustChanged | Order::SettingsChanged => {}
             }
         }
     }

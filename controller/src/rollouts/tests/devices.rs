@@ -137,6 +137,7 @@ impl Device {
                 last_error: refusal(self.phase),
                 candidate,
                 deferred: None,
+                engine: None,
             };
             slots.insert(slot(), report);
         }

@@ -22,7 +22,8 @@ struct End {
     devices: Vec<Place>,
 }
 
-/// A device: its stage, what it runs, what is wanted of it, how often it was told.
+/// A device: its stage, what it runs, what is wanted of it, how often it was told again. Whether it was told at all
+/// shows in what it runs; of a way back it need not be: the others may have gone back before it was reached.
 type Place = (String, u16, Option<String>, Option<String>, usize);
 
 async fn end(bench: &Bench) -> End {
@@ -36,7 +37,8 @@ async fn end(bench: &Bench) -> End {
     let mut devices = Vec::new();
     for (id, device) in bench.devices.all() {
         let told = device.told.iter().filter(|attempt| attempt.rollout.as_str() == "r-2").count();
-        devices.push((id.to_string(), attempts[&id].stage, bench.runs(&id), bench.wanted(&id).await, told));
+        let again = told.saturating_sub(1);
+        devices.push((id.to_string(), attempts[&id].stage, bench.runs(&id), bench.wanted(&id).await, again));
     }
     End {
         state: rollout.state.name(),

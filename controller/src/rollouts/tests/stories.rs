@@ -5,10 +5,11 @@ use super::{
     devices::{Manner, slot},
 };
 use crate::{
+    alerts::AlertKind,
     clock,
     desired::{compose, intent_id},
     evidence::Gate,
-    ingest::{AGGREGATE, Aggregate, aggregate_id, bucket_of},
+    ingest::{AGGREGATE, Aggregate, BucketId, Cohort, Level},
     rollout::{
         Arm, AttemptState, Because, Bucket, Decision, Event, Refused, Rule, Span, StateName, plan::OnOverlap,
     },
@@ -36,6 +37,7 @@ async fn two_stages_bring_everybody_the_bundle_and_nobody_else() {
     let [canary, all] = &rollout.stages[..] else { panic!("two stages") };
     assert_eq!((canary.counts.get(Bucket::Committed), all.counts.get(Bucket::Committed)), (4, 6));
     assert_eq!((canary.handed_out, all.handed_out), (4, 6));
+    assert_eq!(bench.alerts("r-2").await, [AlertKind::RolloutFinished]);
     for (id, device) in bench.devices.all() {
         let wanted = (id != stranger).then(|| "digits@2".to_owned());
         assert_eq!((bench.runs(&id), bench.wanted(&id).await), (wanted.clone(), wanted), "{id}");
@@ -58,6 +60,7 @@ async fn two_canaries_that_go_back_take_everybody_back_and_every_verdict_is_sign
     bench.reaches("r-2", StateName::Reverted).await;
     let rollout = bench.rollout("r-2").await;
     assert_eq!(rollout.stages[1].handed_out, 0);
+    assert_eq!(bench.alerts("r-2").await, [AlertKind::RolloutAborted, AlertKind::RolloutFinished]);
     bench
         .until("everybody runs what it ran before", || async {
             let now: Vec<_> = bench.devices.all().into_values().map(|device| device.active).collect();
@@ -388,7 +391,8 @@ async fn canaries_count_what_is_slower_than_the_bundle_before_was() {
     let mut last_hour = Aggregate { windows: 10, ..Aggregate::default() };
     (1..=1_000).for_each(|ms| last_hour.latency.total.record_us(ms * 1_000));
     let bundle = "digits@1".parse().unwrap();
-    let id = aggregate_id(&bundle, Role::Primary, bucket_of(clock::now()));
+    let start = Level::FiveMinutes.start_of(clock::now());
+    let id = BucketId { bundle, role: Role::Primary, start, cohort: Cohort::all() }.to_string();
     let written = Transaction::new().put_json(AGGREGATE, id, Expect::Absent, &last_hour).unwrap();
     bench.documents.store.commit(written).await.unwrap();
 
