@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench evidence dist fmt clean-data
+.PHONY: help setup build demo test bench evidence monitoring dist fmt clean-data
 
 comma := ,
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -48,23 +48,28 @@ test: setup ## Run every check and test
 	@.ci/step "tests with crash points" cargo nextest run --locked --workspace --lib --features edgefleet-agent/failpoints \
 		--cargo-profile ci by_failpoint
 
-bench: setup build ## Measure engines, serving beside its peers, memory, millions of requests; writes docs/performance.md (long, wants an idle machine)
+bench: setup build ## Measure engines, serving beside its peers, memory, millions of requests, telemetry; writes docs/performance.md (long, wants an idle machine)
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent
-	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor
+	cargo build --locked --profile ci -p edgefleet-agent --example serve_digits --example engine_floor --example profile_cost
 	@mkdir -p target/bench
 	agent/peers/install "$(CACHE)/peers"
 	"$(TARGET_DIR)/ci/examples/engine_floor" --ort-lib "$$(echo "$(VENV)"/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
 		--openvino "$(CACHE)/peers/openvino/bin/python" \
 		--out target/bench/engine.json models/*/v*/model.onnx $(BENCH_MODELS)
 	"$(TARGET_DIR)/ci/examples/serve_digits" models/digits/v2 127.0.0.1:0 --measure | tee target/bench/serving.txt
+	"$(TARGET_DIR)/ci/examples/profile_cost" | tee target/bench/profile.json
 	"$(TARGET_DIR)/ci/measure" footprint --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" | tee target/bench/footprint.json
 	"$(TARGET_DIR)/ci/measure" connections --devices 1000 | tee target/bench/connections.json
 	"$(TARGET_DIR)/ci/measure" soak --agent-bin "$(TARGET_DIR)/dist/edgefleet-agent" --requests 3000000 | tee target/bench/soak.json
+	"$(TARGET_DIR)/ci/measure" ingest --devices 200 | tee target/bench/ingest.json
 	EDGEFLEET_CACHE="$(CACHE)" agent/peers/run
 	python3 tests/python/performance.py target/bench docs/performance.md
 
 evidence: build ## Measure false aborts and detection over 10,000 simulated rollouts; writes docs/evidence.md (long)
 	"$(TARGET_DIR)/ci/edgefleet" simulate --report docs/evidence.md --rollouts 10000 --threads "$$(nproc)"
+
+monitoring: build ## Replay real data, clean and shifted, through drift and advice; writes docs/monitoring.md
+	"$(TARGET_DIR)/ci/edgefleet" simulate --monitoring docs/monitoring.md --seed 11 --threads "$$(nproc)"
 
 dist: ## Build the agent as devices get it (profile `dist`: small) and print its size
 	$(FOLD) cargo build --locked --profile dist -p edgefleet-agent

@@ -22,6 +22,7 @@ debian_packages() {
     have curl || missing+=(curl ca-certificates)
     have mosquitto || missing+=(mosquitto)
     have mosquitto_sub || missing+=(mosquitto-clients)
+    have chromium || missing+=(chromium)
     # Programs see another time through its library; only the library counts.
     compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
     # Debian's python3 can exist without the part that makes environments.

@@ -38,6 +38,8 @@ pub enum Order {
     Removed(DeviceId),
     /// A new trust document: tell everybody, and everybody's desired state names it.
     TrustChanged,
+    /// Everybody's desired state has to be looked at again; those that are still right stay.
+    SettingsChanged,
 }
 
 /// Where orders go. Cheap to clone.
@@ -114,6 +116,7 @@ impl Work {
                         self.parts.hand_out.announce_trust().await;
                         self.everybody.notify_one();
                     }
+                    Some(Order::SettingsChanged) => self.everybody.notify_one(),
                 },
                 _ = housekeeping.tick() => self.parts.blocks.forget_idle(),
             }

@@ -1,25 +1,36 @@
 //! edgefleet: the controller of the fleet, and its command line.
 
+pub mod advice;
+pub mod alerts;
 pub mod api;
 pub mod backup;
 pub mod blobs;
 pub mod broker;
+pub mod captures;
 pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod demo;
 pub mod desired;
+pub mod drift;
 pub mod driver;
+pub mod estimate;
 pub mod evidence;
+pub mod export;
 pub mod findings;
 pub mod fleet;
 pub mod ingest;
 pub mod link;
+pub mod lookout;
 pub mod registry;
+pub mod replay;
 pub mod rollout;
 pub mod rollouts;
 pub mod server;
+pub mod settings;
 pub mod signing;
 pub mod simulate;
 pub mod store;
+pub mod taking;
 pub mod transfer;
+pub mod web;

@@ -1,4 +1,4 @@
-//! Which devices can take a bundle, over HTTP.
+//! Which devices can take a bundle, and how those that have it run it, over HTTP.
 
 use super::{extract::Pairs, operations::Operations, problem::Problem};
 use crate::{
@@ -6,7 +6,11 @@ use crate::{
         FleetError,
         devices::{DeviceQuery, DeviceState},
     },
-    registry::ability::{Ability, Needs},
+    registry::{
+        ability::{Ability, Needs},
+        engine_use::EngineUse,
+        record::BundleRecord,
+    },
 };
 use axum::{
     Json,
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Operations>> {
-    OpenApiRouter::new().routes(routes!(count_able))
+    OpenApiRouter::new().routes(routes!(count_able)).routes(routes!(engine_use))
 }
 
 /// How many enrolled devices can run a bundle, as far as they say what they are. Each proves it before it
@@ -33,10 +37,42 @@ async fn count_able(
     query: Pairs,
 ) -> Result<Json<Ability>, Problem> {
     query.only(&["selector"])?;
-    let name: BundleName = format!("{model}@{counter}")
-        .parse()
-        .map_err(|e| Problem::bad_request("path-invalid", format!("{e}")))?;
-    Ok(Json(of(&operations, &name, &query.all("selector")?).await?))
+    Ok(Json(of(&operations, &name(&model, &counter)?, &query.all("selector")?).await?))
+}
+
+/// How the devices that serve a bundle run it, by hardware class: engine, variant and threads with their
+/// medians, and what they refused. What devices say of themselves.
+#[utoipa::path(get, path = "/api/v1/models/{name}/bundles/{counter}/engines", tag = "models",
+    security(("bearer" = ["read"])),
+    params(("name" = String, Path), ("counter" = u64, Path)),
+    responses((status = 200, description = "Devices by hardware class and engine", body = EngineUse)))]
+async fn engine_use(
+    State(operations): State<Arc<Operations>>,
+    Path((model, counter)): Path<(String, String)>,
+    query: Pairs,
+) -> Result<Json<EngineUse>, Problem> {
+    query.only(&[])?;
+    let record = record(&operations, &name(&model, &counter)?).await?;
+    let devices = operations.fleet.list_devices(&enrolled(vec![])).items;
+    let reports =
+        devices.iter().filter_map(|known| Some((&known.status.facts, known.status.reported.as_deref()?)));
+    Ok(Json(EngineUse::of(record.digest, reports)))
+}
+
+fn name(model: &str, counter: &str) -> Result<BundleName, Problem> {
+    format!("{model}@{counter}").parse().map_err(|e| Problem::bad_request("path-invalid", format!("{e}")))
+}
+
+fn enrolled(selectors: Vec<Selector>) -> DeviceQuery {
+    DeviceQuery { selectors, state: Some(DeviceState::Enrolled), after: None, limit: usize::MAX }
+}
+
+async fn record(operations: &Operations, bundle: &BundleName) -> Result<BundleRecord, Problem> {
+    let found = operations.registry.find(bundle).await.map_err(FleetError::from)?;
+    found.ok_or_else(|| {
+        let detail = format!("there is no bundle {bundle}");
+        Problem::not_found("bundle-unknown", detail).hint("see what there is with `edgefleet model list`")
+    })
 }
 
 /// Of the enrolled devices that `selectors` choose; none chooses all.
@@ -45,22 +81,11 @@ pub(super) async fn of(
     bundle: &BundleName,
     selectors: &[Selector],
 ) -> Result<Ability, Problem> {
-    let found = operations.registry.find(bundle).await.map_err(FleetError::from)?;
-    let Some(record) = found else {
-        let detail = format!("there is no bundle {bundle}");
-        return Err(Problem::not_found("bundle-unknown", detail)
-            .hint("see what there is with `edgefleet model list`"));
-    };
+    let record = record(operations, bundle).await?;
     let manifest = operations.registry.manifest(&record).await?;
     // It was parsed when it was accepted.
     let manifest = Manifest::parse(&manifest).ok();
     let needs = Needs::of(&record, manifest.as_ref());
-    let query = DeviceQuery {
-        selectors: selectors.to_vec(),
-        state: Some(DeviceState::Enrolled),
-        after: None,
-        limit: usize::MAX,
-    };
-    let devices = operations.fleet.list_devices(&query).items;
+    let devices = operations.fleet.list_devices(&enrolled(selectors.to_vec())).items;
     Ok(Ability::of(&needs, devices.iter().map(|known| &known.status.facts)))
 }

@@ -125,7 +125,7 @@ async fn blob(
 }
 
 /// Reads as fast as the other side takes. An error cuts the body off, which the length makes visible.
-fn stream(blobs: Arc<dyn BlobStore>, digest: BlobDigest, start: u64, len: u64) -> Body {
+pub(super) fn stream(blobs: Arc<dyn BlobStore>, digest: BlobDigest, start: u64, len: u64) -> Body {
     let chunks = futures::stream::try_unfold((start, len), move |(offset, left)| {
         let blobs = Arc::clone(&blobs);
         async move {

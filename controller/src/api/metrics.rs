@@ -17,29 +17,45 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// Writes families in the text format.
+/// One family with its samples, whatever format they are written in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family {
+    pub name: String,
+    pub kind: MetricKind,
+    pub help: String,
+    pub samples: Vec<Sample>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The family's name; of a histogram with `_bucket`, `_sum` or `_count`.
+    pub name: String,
+    pub labels: Vec<(String, String)>,
+    pub value: String,
+}
+
+impl Sample {
+    /// What the name has beyond that of its family.
+    pub fn suffix(&self, family: &str) -> &str {
+        self.name.strip_prefix(family).unwrap_or("")
+    }
+}
+
+/// Collects families, and writes them in the text format.
 #[derive(Debug, Default)]
-pub struct MetricsText(String);
+pub struct MetricsText(Vec<Family>);
 
 impl MetricsText {
     /// Begins a family. `name`: `edgefleet_<noun>_<unit>[_total]`.
     pub fn family(&mut self, name: &str, kind: MetricKind, help: &str) {
-        let kind = match kind {
-            MetricKind::Counter => "counter",
-            MetricKind::Gauge => "gauge",
-            MetricKind::Histogram => "histogram",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        self.0.push(Family { name: name.to_owned(), kind, help: help.to_owned(), samples: Vec::new() });
     }
 
+    /// A sample of the family that was begun last.
     pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
-        for (at, (label, text)) in labels.iter().enumerate() {
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
-        }
-        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+        let Some(family) = self.0.last_mut() else { return };
+        let labels = labels.iter().map(|(label, text)| ((*label).to_owned(), (*text).to_owned())).collect();
+        family.samples.push(Sample { name: name.to_owned(), labels, value: value.to_string() });
     }
 
     /// A family with one sample without labels.
@@ -48,8 +64,36 @@ impl MetricsText {
         self.sample(name, &[], value);
     }
 
-    pub fn into_text(self) -> String {
+    pub fn into_families(self) -> Vec<Family> {
         self.0
+    }
+
+    pub fn into_text(self) -> String {
+        let mut text = String::new();
+        for family in &self.0 {
+            family.write(&mut text);
+        }
+        text
+    }
+}
+
+impl Family {
+    fn write(&self, out: &mut String) {
+        let kind = match self.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "# HELP {0} {1}\n# TYPE {0} {kind}", self.name, self.help);
+        for Sample { name, labels, value } in &self.samples {
+            out.push_str(name);
+            for (at, (label, text)) in labels.iter().enumerate() {
+                let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                let _ = write!(out, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
+            }
+            let _ = writeln!(out, "{} {value}", if labels.is_empty() { "" } else { "}" });
+        }
     }
 }
 
@@ -77,7 +121,7 @@ impl Metrics {
     }
 
     /// `route`: the template, or `unmatched`.
-    pub(super) fn record(&self, method: &str, route: &str, status: u16, took: Duration) {
+    pub(crate) fn record(&self, method: &str, route: &str, status: u16, took: Duration) {
         let key = (route.to_owned(), method.to_owned(), status);
         *self.requests.lock().entry(key).or_default() += 1;
         let seconds = took.as_secs_f64();
@@ -91,6 +135,15 @@ impl Metrics {
     }
 
     pub fn render(&self) -> String {
+        self.collect().into_text()
+    }
+
+    /// Everything there is now, for other formats than the text.
+    pub fn families(&self) -> Vec<Family> {
+        self.collect().into_families()
+    }
+
+    fn collect(&self) -> MetricsText {
         let mut text = MetricsText::default();
         let name = "edgefleet_http_requests_total";
         text.family(name, MetricKind::Counter, "HTTP requests answered, by route template.");
@@ -112,7 +165,7 @@ impl Metrics {
             text.sample(&format!("{name}_count"), &[("route", route)], histogram.count);
         }
         self.sources.lock().iter().for_each(|source| source(&mut text));
-        text.into_text()
+        text
     }
 }
 

@@ -16,7 +16,9 @@ mod findings;
 pub mod freezes;
 pub mod https;
 mod invites;
+pub mod lookout;
 pub mod metrics;
+pub mod monitor;
 pub mod operations;
 mod outer;
 pub mod peer;
@@ -25,14 +27,16 @@ pub mod problem;
 mod range;
 pub mod rollout_views;
 pub mod rollouts;
+pub mod settings;
 mod spec;
 mod system;
+pub mod take;
 pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod views;
 
-use crate::{blobs::BlobStore, fleet::Fleet};
+use crate::{blobs::BlobStore, fleet::Fleet, web::Pages};
 use access::{Guard, RouteRule, RuleError};
 use axum::{
     Router,
@@ -62,6 +66,8 @@ pub struct ApiParts {
     pub ready: Vec<ReadyCheck>,
     /// Routes of other parts.
     pub more: Vec<OpenApiRouter>,
+    /// For people with a browser; with their own guard, and no part of the OpenAPI document.
+    pub pages: Pages,
 }
 
 /// The finished API.
@@ -96,7 +102,7 @@ pub enum ApiError {
 /// # Errors
 /// [`ApiError::Rule`] if a route does not say who may call it.
 pub fn router(parts: ApiParts) -> Result<Api, ApiError> {
-    let ApiParts { fleet, blobs, metrics, ready, more } = parts;
+    let ApiParts { fleet, blobs, metrics, ready, more, pages } = parts;
     let for_metrics = Arc::clone(&fleet);
     metrics.add_source(Box::new(move |text| system::fleet_metrics(&for_metrics, text)));
     let state =
@@ -131,6 +137,7 @@ pub fn router(parts: ApiParts) -> Result<Api, ApiError> {
                 }),
             )
             .route_layer(from_fn_with_state(Arc::new(Guard::new(fleet, &rules)), access::guard))
+            .merge(pages.router)
             .fallback(|| async { Problem::not_found("route-unknown", "there is nothing at this address") })
             .method_not_allowed_fallback(|| async {
                 Problem::new(
@@ -141,5 +148,6 @@ pub fn router(parts: ApiParts) -> Result<Api, ApiError> {
             })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .layer(from_fn(move |request, next| outer::around(Arc::clone(&metrics), request, next)));
+    rules.extend(pages.rules);
     Ok(Api { router, document, rules })
 }

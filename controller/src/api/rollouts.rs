@@ -18,8 +18,8 @@ use crate::{
     fleet::FleetError,
     rollout::{Attempt, Refused, Release, Rollout},
     rollouts::{
-        NewRolloutRequest, OrderError, StartError,
-        preview::{FleetFacts, preview},
+        self, NewRolloutRequest, OrderError, StartError,
+        preview::{FleetFacts, Preview, preview},
     },
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -61,34 +61,40 @@ async fn start_rollout(
     let now = clock::now();
     let actor = caller.actor();
     if new.dry_run {
-        let (draft, membership) =
-            operations.rollouts.prepare(&request, rollout_id(now)?, actor.name(), now).await?;
-        let known = operations.rollouts.history(&draft, &membership, now).await.map_err(FleetError::from)?;
-        let facts = FleetFacts {
-            now,
-            selected: operations.rollouts.selected(&draft),
-            able: Some(abilities::of(&operations, &draft.plan.rollout.bundle, &draft.plan.select).await?),
-            download: request.release.download,
-            links: operations.links,
-            online: Some(operations.rollouts.online(&membership)),
-            bad_rate: known.bad_rate,
-            requests_per_hour: known.requests_per_hour,
-            labels_per_hour: known.labels_per_hour,
-            latency_spread: known.latency_spread,
-            freezes: operations.calendar.current().periods.clone(),
-        };
-        // Simulates the gates: not on a thread that answers requests.
-        let work = move || {
-            preview(&draft.plan, &[], &membership, &facts, |stage, gates| {
-                forecast(stage, gates, FORECAST_SEED)
-            })
-        };
-        let preview = tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))?;
-        let preview = Box::new(preview);
+        let preview = Box::new(preview_of(&operations, &request, actor.name(), now).await?);
         return Ok(Json(StartedRollout::DryRun { preview }));
     }
     let rollout = operations.rollouts.start(request, rollout_id(now)?, &actor, now).await?;
     Ok(Json(StartedRollout::Started { rollout: Box::new(rollout) }))
+}
+
+/// What a plan would do. Starts nothing.
+pub(super) async fn preview_of(
+    operations: &Operations,
+    request: &NewRolloutRequest,
+    by: &str,
+    now: edgefleet_shared::time::Timestamp,
+) -> Result<Preview, Problem> {
+    let (draft, membership) = operations.rollouts.prepare(request, rollout_id(now)?, by, now).await?;
+    let known = operations.rollouts.history(&draft, &membership, now).await.map_err(FleetError::from)?;
+    let facts = FleetFacts {
+        now,
+        selected: operations.rollouts.selected(&draft),
+        able: Some(abilities::of(operations, &draft.plan.rollout.bundle, &draft.plan.select).await?),
+        download: request.release.download,
+        links: operations.links,
+        online: Some(operations.rollouts.online(&membership)),
+        bad_rate: known.bad_rate,
+        requests_per_hour: known.requests_per_hour,
+        labels_per_hour: known.labels_per_hour,
+        latency_spread: known.latency_spread,
+        freezes: operations.calendar.current().periods.clone(),
+    };
+    // Simulates the gates: not on a thread that answers requests.
+    let work = move || {
+        preview(&draft.plan, &[], &membership, &facts, |stage, gates| forecast(stage, gates, FORECAST_SEED))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))
 }
 
 /// What the registry knows of a bundle that is to be rolled out.
@@ -107,17 +113,9 @@ async fn release(operations: &Operations, bundle: &BundleName) -> Result<Release
     })
 }
 
-/// `r-` and the time in base 36 and four random digits: sorts by time, readable over the phone.
 fn rollout_id(now: edgefleet_shared::time::Timestamp) -> Result<RolloutId, Problem> {
-    let mut digits = Vec::new();
-    let mut rest = now.as_millis();
-    while digits.len() < 9 {
-        digits.push(char::from_digit((rest % 36) as u32, 36).unwrap_or('0'));
-        rest /= 36;
-    }
-    let time: String = digits.into_iter().rev().collect();
     let random: u16 = rand::random();
-    format!("r-{time}-{random:04x}").parse().map_err(|error| Problem::internal(&error))
+    rollouts::rollout_id(now, &format!("{random:04x}")).map_err(|error| Problem::internal(&error))
 }
 
 /// Rollouts, oldest first.

@@ -22,7 +22,12 @@ use utoipa::{
         (name = "models", description = "Bundles and their blobs"),
         (name = "rollouts", description = "Which devices get which bundle"),
         (name = "telemetry", description = "What devices counted, and labels"),
+        (name = "captures", description = "Inputs kept for labelling, labels, data sets"),
         (name = "findings", description = "What a person has to look at"),
+        (name = "monitoring", description = "How models do, by cohort; drift and what to do about it"),
+        (name = "settings", description = "How devices behave, apart from what they serve"),
+        (name = "export", description = "Data for other programs"),
+        (name = "alerts", description = "What people are told by webhook and mail"),
         (name = "system", description = "Health, metrics, version"),
     )
 )]

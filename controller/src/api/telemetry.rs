@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     fleet::FleetError,
-    ingest::{AGGREGATE, Aggregate, DEVICE_TELEMETRY, DeviceTelemetry},
-    store::{Repository, Scan},
+    ingest::{Aggregate, DEVICE_TELEMETRY, DeviceTelemetry, Level, Range, Summed as _, visit},
+    store::Repository,
     transfer::TransferTotals,
 };
 use axum::{
@@ -17,16 +17,13 @@ use axum::{
 };
 use edgefleet_shared::{
     ids::{BundleName, DeviceId},
-    telemetry::{Counts, Sketch},
+    telemetry::{Counts, Role, Sketch},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
-
-/// Aggregates in memory while they are added up: a few MB.
-const BUCKETS_AT_A_TIME: usize = 500;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Operations>> {
     OpenApiRouter::new()
@@ -74,7 +71,7 @@ pub struct BundleTelemetry {
     pub labels: LabelsView,
     /// Share of right answers among the labelled ones.
     pub accuracy: Option<f64>,
-    /// The five-minute buckets, oldest first.
+    /// Oldest first: five minutes each, hours and days where the past is kept more coarsely.
     pub buckets: Vec<BucketView>,
 }
 
@@ -82,6 +79,8 @@ pub struct BundleTelemetry {
 pub struct BucketView {
     #[schema(value_type = String, format = DateTime)]
     pub start: Timestamp,
+    /// Length.
+    pub seconds: u64,
     pub requests: u64,
     pub failed: u64,
     pub p95_ms: Option<f64>,
@@ -92,7 +91,7 @@ pub struct BucketView {
 /// Counts, latency and accuracy of one bundle, from its devices' own windows.
 #[utoipa::path(get, path = "/api/v1/models/{model}/bundles/{counter}/telemetry", tag = "telemetry",
     security(("bearer" = ["read"])), params(("model" = String, Path), ("counter" = u64, Path),
-        ("since" = Option<String>, Query, description = "Only buckets that start at or after this time"),
+        ("since" = Option<String>, Query, description = "From the bucket on that this time falls in"),
         ("until" = Option<String>, Query, description = "Only buckets that start before this time")),
     responses((status = 200, description = "Summary and buckets", body = BundleTelemetry)))]
 async fn bundle_telemetry(
@@ -105,29 +104,18 @@ async fn bundle_telemetry(
     let name = format!("{model}@{counter}");
     let bundle: BundleName =
         name.parse().map_err(|error| Problem::bad_request("path-invalid", format!("{error}")))?;
-    let repository = Repository::<Aggregate>::new(operations.store.clone(), AGGREGATE);
-    let prefix = format!("{bundle}/primary/");
-    let mut sum = Aggregate::default();
-    let mut buckets = Vec::new();
-    // Ids sort by time and carry it; a page at a time, because a bundle may have years of buckets.
-    let before = since.map(|since| format!("{prefix}{}", since - Duration::from_millis(1)));
-    let mut scan = Scan { prefix: Some(prefix.clone()), after: before, limit: BUCKETS_AT_A_TIME };
-    let mut ended = false;
-    while !ended {
-        let page = repository.list(scan.clone()).await.map_err(FleetError::from)?;
-        ended = page.next.is_none();
-        scan.after = page.next;
-        for (id, aggregate) in page.entries {
-            let Some(start) = id.strip_prefix(&prefix).and_then(|text| text.parse::<Timestamp>().ok()) else {
-                continue;
-            };
-            if until.is_some_and(|until| start >= until) {
-                ended = true;
-                break;
-            }
-            add(&mut sum, &mut buckets, start, aggregate.value);
-        }
-    }
+    let range = Range {
+        bundle: &bundle,
+        role: Role::Primary,
+        cohort: None,
+        from: since.unwrap_or(Timestamp::EPOCH),
+        until: until.unwrap_or(Timestamp::from_millis(u64::MAX)),
+    };
+    let (mut sum, mut buckets) = (Aggregate::default(), Vec::new());
+    visit(&*operations.store, range, |level, start, part| add(&mut sum, &mut buckets, level, start, &part))
+        .await
+        .map_err(FleetError::from)?;
+    buckets.sort_by_key(|bucket: &BucketView| bucket.start);
     let labels = sum.all_labels();
     Ok(Json(BundleTelemetry {
         bundle,
@@ -143,17 +131,18 @@ async fn bundle_telemetry(
     }))
 }
 
-fn add(sum: &mut Aggregate, buckets: &mut Vec<BucketView>, start: Timestamp, part: Aggregate) {
+fn add(sum: &mut Aggregate, buckets: &mut Vec<BucketView>, level: Level, start: Timestamp, part: &Aggregate) {
     let labels = part.all_labels();
     buckets.push(BucketView {
         start,
+        seconds: level.span().as_secs(),
         requests: part.counts.requests,
         failed: part.counts.requests.saturating_sub(part.counts.ok),
         p95_ms: LatencyView::of(&part.latency.total).p95,
         labels: labels.matched,
         accuracy: labels.accuracy(),
     });
-    sum.merge(&part);
+    sum.merge(part);
 }
 
 /// What one device served.

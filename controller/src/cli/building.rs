@@ -73,7 +73,10 @@ struct Rewritten {
 pub(super) async fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
     let out = args.out.unwrap_or_else(|| args.source.join("build"));
     let prober = Prober::new(args.agent_bin, args.ort_lib);
-    let read = source::read(&args.source).map_err(builder::BuildError::from)?;
+    let mut read = source::read(&args.source).map_err(builder::BuildError::from)?;
+    if read.baseline_data.is_some() {
+        read.baseline = Some(baseline(&prober, &args.source, &read).await?);
+    }
     let unchecked = |built: &Built, error: ProbeError| {
         Failure::from(error).hint(format!(
             "{} was built but not checked; name the agent with --agent-bin, or build with --no-probe",
@@ -81,10 +84,12 @@ pub(super) async fn build(context: &Context, args: BuildArgs) -> Result<(), Fail
         ))
     };
     let rewritten = if args.no_probe || args.no_fold { None } else { rewrite(&read)? };
-    let (source, folding) = match rewritten {
-        None => (read, None),
+    let (source, folding, proof) = match rewritten {
+        None => (read, None, None),
         Some(rewritten) => match prove(&prober, &args.source, &read, rewritten).await? {
-            Ok((source, folding, folder)) => (source, Some((folding, folder))),
+            Ok(Proven { source, folding, folder, verdict }) => {
+                (source, Some((folding, folder)), Some(verdict))
+            }
             // What was asked for is built all the same.
             Err(error) => return Err(unchecked(&builder::build_source(read, &args.source, &out)?, error)),
         },
@@ -92,9 +97,15 @@ pub(super) async fn build(context: &Context, args: BuildArgs) -> Result<(), Fail
     let built = builder::build_source(source.clone(), &args.source, &out)?;
     let (mut checked, mut linted) = (None, None);
     if !args.no_probe {
-        checked = Some(
-            prober.probe(&out, &built.name, built.digest).await.map_err(|error| unchecked(&built, error))?,
-        );
+        // The digest covers every blob: what has the same one was checked already, when its folding was proven.
+        let proof = proof.filter(|one| one.digest == built.digest && one.bundle == built.name);
+        checked = Some(match proof {
+            Some(verdict) => verdict,
+            None => prober
+                .probe(&out, &built.name, built.digest)
+                .await
+                .map_err(|error| unchecked(&built, error))?,
+        });
         linted = Some(lint::of_source(&prober, &source, false).await);
     }
     let folding = folding.map(|(folding, _folder)| folding);
@@ -122,6 +133,18 @@ pub(super) async fn build(context: &Context, args: BuildArgs) -> Result<(), Fail
         Some(verdict) if !verdict.ok => Err(verdict::failure(&verdict)),
         _ => Ok(()),
     }
+}
+
+/// What devices will count by, made by the agent from the held-out rows that the source names.
+async fn baseline(prober: &Prober, dir: &std::path::Path, read: &BundleSource) -> Result<Vec<u8>, Failure> {
+    let Some(data) = &read.baseline_data else { return Ok(vec![]) };
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().join("bundle");
+    builder::build_source(read.clone(), dir, &out)?;
+    prober.baseline(&out, data).await.map_err(|error| {
+        Failure::from(error)
+            .hint("name the agent with --agent-bin, or write the file with `edgefleet-agent baseline`")
+    })
 }
 
 /// The f32 model for any architecture, folded; `None` if there is nothing to fold. Other variants are
@@ -155,7 +178,13 @@ fn rewrite(read: &BundleSource) -> Result<Option<Rewritten>, Failure> {
     Ok(Some(Rewritten { source, folding, folder }))
 }
 
-type Proven = Result<(BundleSource, Folding, tempfile::TempDir), ProbeError>;
+/// What is to be built, and what the agent said of it.
+struct Proven {
+    source: BundleSource,
+    folding: Folding,
+    folder: tempfile::TempDir,
+    verdict: ProbeVerdict,
+}
 
 /// Has the agent check the bundle as it is and folded, and keeps what is proven. The inner error: the agent
 /// gave no verdict.
@@ -164,28 +193,30 @@ async fn prove(
     dir: &std::path::Path,
     read: &BundleSource,
     rewritten: Rewritten,
-) -> Result<Proven, Failure> {
+) -> Result<Result<Proven, ProbeError>, Failure> {
     let Rewritten { source, mut folding, folder } = rewritten;
-    let mut verdicts = Vec::new();
-    for (name, source) in [("original", read), ("folded", &source)] {
+    let checked = async |name: &str, source: &BundleSource| -> Result<_, Failure> {
         let out = folder.path().join(name);
         let built = builder::build_source(source.clone(), dir, &out)?;
-        match prober.probe(&out, &built.name, built.digest).await {
-            Ok(verdict) => verdicts.push(verdict),
-            Err(error) => return Ok(Err(error)),
-        }
+        Ok(prober.probe(&out, &built.name, built.digest).await)
+    };
+    let before = match checked("original", read).await? {
+        Ok(verdict) => verdict,
+        Err(error) => return Ok(Err(error)),
+    };
+    let after = match checked("folded", &source).await? {
+        Ok(verdict) => verdict,
+        Err(error) => return Ok(Err(error)),
+    };
+    folding.reason = refusal(&before, &after);
+    folding.kept = folding.reason.is_none();
+    let same_engine = before.engine == after.engine;
+    if let (Some(a), Some(b), true) = (&before.measured, &after.measured, same_engine) {
+        folding.p50_ms = Some((a.p50_ms, b.p50_ms));
+        folding.load_ms = Some((a.load_ms, b.load_ms));
     }
-    if let [before, after] = &verdicts[..] {
-        folding.reason = refusal(before, after);
-        folding.kept = folding.reason.is_none();
-        let same_engine = before.engine == after.engine;
-        if let (Some(a), Some(b), true) = (&before.measured, &after.measured, same_engine) {
-            folding.p50_ms = Some((a.p50_ms, b.p50_ms));
-            folding.load_ms = Some((a.load_ms, b.load_ms));
-        }
-    }
-    let source = if folding.kept { source } else { read.clone() };
-    Ok(Ok((source, folding, folder)))
+    let (source, verdict) = if folding.kept { (source, after) } else { (read.clone(), before) };
+    Ok(Ok(Proven { source, folding, folder, verdict }))
 }
 
 /// Why the folded bundle must not take the place of the original.

@@ -4,7 +4,7 @@ use super::failure::{Failure, sources};
 use bytes::Bytes;
 use edgefleet_shared::probe::ProbeVerdict;
 use futures::Stream;
-use reqwest::{Body, Method, RequestBuilder, Response, header};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -210,15 +210,30 @@ impl ApiClient {
         let response = request.send().await.map_err(|e| self.unreachable(&e))?;
         let status = response.status();
         let bytes = self.body(response).await?;
+        if status.is_success() { Ok(bytes) } else { Err(self.refusal(status, &bytes)) }
+    }
+
+    /// An answer that is read piece by piece, whatever its length.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stream(&self, path: &str) -> Result<Response, ClientError> {
+        let response = self.request(Method::GET, path).send().await.map_err(|e| self.unreachable(&e))?;
+        let status = response.status();
         if status.is_success() {
-            return Ok(bytes);
+            return Ok(response);
         }
-        Err(match serde_json::from_slice::<ProblemAnswer>(&bytes) {
+        let bytes = self.body(response).await?;
+        Err(self.refusal(status, &bytes))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<ProblemAnswer>(body) {
             Ok(problem) => ClientError::Problem(Box::new(problem)),
             Err(_) => Failure::new(format!("`{}` answered {status}", self.base))
                 .hint("is this the controller's address?")
                 .into(),
-        })
+        }
     }
 
     async fn body(&self, mut response: Response) -> Result<Bytes, ClientError> {

@@ -25,7 +25,7 @@ pub struct DemoArgs {
     /// Tell one chapter only, with what it needs before and the balance after
     ///
     /// By number or name: 1 join, 2 first, 3 better, 4 golden, 5 stolen, 6 wrong, 7 slow, 8 killed,
-    /// 9 balance.
+    /// 9 drift, 10 balance.
     #[arg(long, value_name = "N|NAME")]
     chapter: Option<Chapter>,
     /// Divide the waiting times of a real fleet by this: 600 s of probation take 2 s at 300

@@ -13,6 +13,7 @@ use clap::{Args, Subcommand};
 use edgefleet_shared::{
     ids::{DeviceId, InviteId},
     message::Action,
+    reported::{EngineReport, MeasuredSetup, RefusalCode},
     selector::Selector,
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -305,6 +306,34 @@ fn invites(all: &[InviteView]) -> String {
     table::of(&["INVITE", "STATE", "USED", "EXPIRES", "LABELS"], rows)
 }
 
+/// What runs a slot's bundle, what that was chosen from, and what was refused.
+fn runs(engine: &EngineReport) -> Vec<String> {
+    let median = |one: &MeasuredSetup| {
+        let batch = one.batch.map(|(rows, ms)| format!(" ({rows} rows {ms:.3} ms)")).unwrap_or_default();
+        one.median_ms.map(|ms| format!("{} {ms:.3} ms{batch}", one.setup))
+    };
+    let measured: Vec<String> = engine.measured.iter().filter_map(median).collect();
+    let mut first = format!("runs on {}", engine.setup);
+    if !measured.is_empty() {
+        first += &format!(", of {} rounds: {}", engine.rounds, measured.join(", "));
+    }
+    if !engine.current {
+        first += " (measured with other engines or settings; to be tried again)";
+    }
+    let mut lines = vec![first];
+    if let Some(again) = &engine.again {
+        lines.push(format!(
+            "chosen anew {} time(s), last {} because {}; before: {}",
+            again.times, again.at, again.why, again.from
+        ));
+    }
+    lines.extend(engine.refused.iter().map(|refused| {
+        let code = refused.code.map_or("not tried", RefusalCode::as_str);
+        format!("not {} ({code}): {}", refused.setup, refused.reason)
+    }));
+    lines
+}
+
 fn show(both: &Shown) -> String {
     let device = &both.device;
     let mut lines = vec![
@@ -349,6 +378,9 @@ fn show(both: &Shown) -> String {
             }
             if let Some(error) = &is.last_error {
                 lines.push(format!("           {}: {}", error.code, error.message));
+            }
+            if let Some(engine) = &is.engine {
+                lines.extend(runs(engine).into_iter().map(|line| format!("           {line}")));
             }
         }
         if let Some(refused) = &report.refused {

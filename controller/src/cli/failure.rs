@@ -84,7 +84,7 @@ impl fmt::Display for Failure {
 }
 
 /// The causes of an error, outermost first. Texts that repeat what the one before said are left out.
-pub(super) fn sources(error: &dyn Error) -> Vec<String> {
+pub(in crate::cli) fn sources(error: &dyn Error) -> Vec<String> {
     let mut causes = Vec::new();
     let mut last = error.to_string();
     let mut next = error.source();

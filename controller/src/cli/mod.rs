@@ -1,24 +1,34 @@
 //! The command line: one noun, one verb. Data goes to standard output, everything else to standard
 //! error; exit codes: 0 done, 1 failed, 2 wrong usage.
 
+pub mod advice;
+#[cfg(test)]
+mod advice_tests;
+pub mod alert;
 pub mod backup;
 pub mod broker;
 pub mod building;
+pub mod capture;
 pub mod client;
 pub mod context;
+pub mod dataset;
 pub mod demo;
 pub mod device;
+pub mod export;
 pub mod failure;
 pub mod finding;
 pub mod freeze;
+pub mod incident;
 pub mod keys;
 pub mod lint;
 pub mod model;
+pub mod monitor;
 pub mod people;
 mod plan_file;
 pub mod rollout;
 pub mod serve;
 mod serve_file;
+pub mod settings;
 pub mod simulate;
 pub(crate) mod table;
 pub mod telemetry;
@@ -67,8 +77,24 @@ enum Command {
     Line(Remote<freeze::LineCommand>),
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(Call<simulate::SimulateArgs>),
+    /// How devices behave, apart from what they serve
+    Settings(Remote<settings::SettingsCommand>),
+    /// How bundles do, by cohort and over time
+    Monitor(Remote<monitor::MonitorCommand>),
+    /// What drifts, where, since when
+    Incident(Remote<incident::IncidentCommand>),
+    /// What to do about how models are doing
+    Advice(Remote<advice::AdviceCommand>),
+    /// Inputs kept for labelling, and the policies they are kept by
+    Capture(Remote<capture::CaptureCommand>),
+    /// Labelled captures as data sets
+    Dataset(Remote<dataset::DatasetCommand>),
     /// What a person has to look at
     Finding(Remote<finding::FindingCommand>),
+    /// What people are told by webhook and mail
+    Alert(Remote<alert::AlertCommand>),
+    /// Write data to files for other programs
+    Export(Remote<export::ExportCommand>),
     /// API tokens
     Token(Remote<people::TokenCommand>),
     /// Who changed what
@@ -130,7 +156,15 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Freeze(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Line(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Simulate(Call { global, args }) => args.run(&Context::new(global)),
+        Command::Settings(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Monitor(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Incident(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Advice(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Capture(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Dataset(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Finding(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Alert(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Export(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Token(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),

@@ -15,6 +15,7 @@ use crate::{
     registry::{
         ability::Ability,
         builder::{MANIFEST_FILE, RELEASE_FILE, blob_path},
+        engine_use::EngineUse,
         http::{BlobList, BundleView, ModelList, PushBody, PushedView, StoredBlob},
         init,
         record::ModelSummary,
@@ -300,7 +301,8 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         let path = format!("/api/v1/models/{}/bundles/{}", name.model, name.counter);
         let view: BundleView = client.get(&path).await?;
         let able: Ability = client.get(&format!("{path}/devices")).await?;
-        let shown = ShownBundle { view, devices: able };
+        let engines: EngineUse = client.get(&format!("{path}/engines")).await?;
+        let shown = ShownBundle { view, devices: able, engines };
         return context.print(&shown, show_bundle);
     }
     let name: ModelName = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
@@ -321,12 +323,13 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     })
 }
 
-/// A bundle, and which enrolled devices can take it.
+/// A bundle, which enrolled devices can take it, and how those that have it run it.
 #[derive(Serialize)]
 struct ShownBundle {
     #[serde(flatten)]
     view: BundleView,
     devices: Ability,
+    engines: EngineUse,
 }
 
 fn show_bundle(shown: &ShownBundle) -> String {
@@ -346,9 +349,14 @@ fn show_bundle(shown: &ShownBundle) -> String {
         ("devices", shown.devices.to_string()),
     ];
     let rows = rows.into_iter().chain(overridden.map(|text| ("check overridden", text)));
-    let rows = rows.map(|(field, value)| vec![field.to_owned(), value]);
+    let lineage = shown.view.manifest["lineage"].as_object().into_iter().flatten();
+    let lineage =
+        lineage.filter_map(|(what, text)| Some((format!("lineage {what}"), text.as_str()?.to_owned())));
+    let rows = rows.map(|(field, value)| (field.to_owned(), value)).chain(lineage);
+    let rows = rows.map(|(field, value)| vec![field, value]);
     let checks = record.checks.verdict.as_ref().map(verdict::show).unwrap_or_default();
-    format!("{}\n\n{checks}", table::of(&["FIELD", "VALUE"], rows))
+    let parts = [Some(table::of(&["FIELD", "VALUE"], rows)), Some(checks), shown.engines.words()];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
@@ -360,7 +368,7 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
 }
 
 /// Replaces a file as a whole.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(in crate::cli) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     use std::{io::Write as _, os::unix::fs::PermissionsExt as _};
     let write = || -> io::Result<()> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -126,6 +126,8 @@ impl ServeArgs {
                 Some(LimitsArg::None) => Limits::NONE,
             },
             broker,
+            alerts: file.alerts,
+            otlp: file.otlp,
         };
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("could not watch for SIGTERM")?;

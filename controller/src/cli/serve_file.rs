@@ -1,8 +1,12 @@
 //! `serve --config FILE`: the same settings as the flags, as TOML. Flags and environment win.
 
-use crate::registry::{
-    Mistakes, SourceMistake,
-    toml_reader::{Reader, Table},
+use crate::{
+    alerts::AlertSettings,
+    export::OtlpSettings,
+    registry::{
+        Mistakes, SourceMistake,
+        toml_reader::{Reader, Table},
+    },
 };
 use std::{fmt::Display, fs, io, path::Path, str::FromStr};
 
@@ -29,6 +33,8 @@ pub(super) struct ServeFile {
     pub(super) limits: Option<super::serve::LimitsArg>,
     pub(super) broker: Option<super::serve::BrokerArg>,
     pub(super) broker_reload: Option<String>,
+    pub(super) alerts: AlertSettings,
+    pub(super) otlp: Option<OtlpSettings>,
 }
 
 impl ServeFile {
@@ -59,6 +65,8 @@ impl ServeFile {
             limits: parsed(&top, "limits"),
             broker: parsed(&top, "broker"),
             broker_reload: parsed(&top, "broker_reload"),
+            alerts: top.table("alerts").map(AlertSettings::read).unwrap_or_default(),
+            otlp: top.table("otlp").and_then(OtlpSettings::read),
         };
         top.finish();
         let wrong = reader.into_mistakes();

@@ -12,6 +12,7 @@ use crate::{
         report::{Effort, as_measured, measure, page},
     },
 };
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   edgefleet simulate --devices 1000000 --seed 7
   edgefleet simulate --devices 2000 --scenario errors-5 --runs 20
   edgefleet simulate --plan rollout.yaml --scenario slower-1.5 --output json
-  edgefleet simulate --report docs/evidence.md";
+  edgefleet simulate --report docs/evidence.md
+  edgefleet simulate --monitoring docs/monitoring.md";
 
 /// Above this, devices that nobody compares only report how it ended, unless `--chatty` asks for all of it.
 const LARGE: u32 = 20_000;
@@ -66,12 +68,18 @@ pub struct SimulateArgs {
     /// Measure false aborts and detection of every gate and write the page with its plots
     #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "as_measured"])]
     report: Option<PathBuf>,
+    /// Replay real data, clean and shifted, through drift and advice, and write the page with its plots
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "as_measured", "report"])]
+    monitoring: Option<PathBuf>,
+    /// With --monitoring: rows of models/monitoring/recipe.py
+    #[arg(long, value_name = "FILE", default_value = "models/monitoring/rows.json", requires = "monitoring")]
+    rows: PathBuf,
     /// With --report: rollouts of the harmless candidate; a fleet with many dead devices gets a tenth of
     /// them, each other candidate a thirtieth
     #[arg(long, value_name = "N", default_value_t = 300, requires = "report")]
     rollouts: u64,
-    /// With --report: threads
-    #[arg(long, value_name = "N", default_value_t = 2, requires = "report")]
+    /// With --report and --monitoring: threads
+    #[arg(long, value_name = "N", default_value_t = 2)]
     threads: usize,
 }
 
@@ -100,6 +108,9 @@ impl SimulateArgs {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         if let Some(path) = &self.report {
             return self.write_report(path);
+        }
+        if let Some(path) = &self.monitoring {
+            return self.write_monitoring(path);
         }
         let mut broken = Vec::new();
         for number in 0..self.runs {
@@ -211,6 +222,26 @@ impl SimulateArgs {
         }
         for what in &outcome.broken {
             writeln!(out, "broken: {what}")?;
+        }
+        Ok(())
+    }
+
+    fn write_monitoring(&self, path: &Path) -> anyhow::Result<()> {
+        use crate::replay::{Effort, measure, page::page, rows};
+        let text = std::fs::read_to_string(&self.rows)
+            .with_context(|| format!("could not read rows `{}`", self.rows.display()))?;
+        let effort = Effort { seed: self.seed, ..Effort::FULL };
+        let begun = Instant::now();
+        let measured = measure(&rows::parse(&text)?, effort, self.threads, &|name| {
+            eprintln!("{} s: {name}", begun.elapsed().as_secs());
+        });
+        let folder = path.file_stem().map_or("plots".into(), |stem| stem.to_string_lossy().into_owned());
+        let (text, files) = page(&measured, effort, &folder);
+        let beside = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(beside.join(&folder))?;
+        std::fs::write(path, text)?;
+        for file in files {
+            std::fs::write(beside.join(&file.path), file.text)?;
         }
         Ok(())
     }

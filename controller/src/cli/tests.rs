@@ -3,6 +3,7 @@
 
 use super::{Cli, failure::Failure, run};
 use crate::{
+    alerts::{self, AlertSettings},
     cli::{
         client::{ApiClient, ClientError},
         context::{Context, GlobalArgs},
@@ -23,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-struct Running {
-    dir: tempfile::TempDir,
+pub(super) struct Running {
+    pub(super) dir: tempfile::TempDir,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -32,8 +33,16 @@ struct Running {
 impl Running {
     /// A controller on free ports whose agent runs `script`.
     async fn start(script: &str) -> Self {
+        Self::with(script, AlertSettings::default()).await
+    }
+
+    async fn with(script: &str, alerts: AlertSettings) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), script, alerts).await
+    }
+
+    /// With what its data folder `dir/data` has already.
+    pub(super) async fn within(dir: tempfile::TempDir, script: &str, alerts: AlertSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let dir = tempfile::tempdir().unwrap();
         let agent = fake::agent(dir.path(), script);
         let local = "127.0.0.1:0".parse().unwrap();
         let options = ServeOptions {
@@ -45,6 +54,8 @@ impl Running {
             ort_lib: None,
             limits: Limits::default(),
             broker: BrokerChoice::Embedded,
+            alerts,
+            otlp: None,
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(server::serve(options, stop.clone()));
@@ -56,25 +67,25 @@ impl Running {
         Self { dir, stop, task }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(DEADLINE, self.task).await.unwrap().unwrap().unwrap();
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn client(&self) -> ApiClient {
+    pub(super) fn client(&self) -> ApiClient {
         Context::new(GlobalArgs { data: Some(self.data()), ..GlobalArgs::default() }).client().unwrap()
     }
 
     /// Runs `edgefleet ARGS --data DATA`.
-    async fn run(&self, args: &[&str]) -> Result<(), String> {
+    pub(super) async fn run(&self, args: &[&str]) -> Result<(), String> {
         let data = self.data();
         let mut all = vec!["edgefleet"];
         all.extend(args);
@@ -83,7 +94,7 @@ impl Running {
     }
 
     /// Builds, signs and pushes a digits version.
-    async fn publish(&self, version: &str, more: &[&str]) -> Result<(), String> {
+    pub(super) async fn publish(&self, version: &str, more: &[&str]) -> Result<(), String> {
         let (source, out) = (digits(version), self.path(version));
         self.run(&["model", "build", &source, "--out", &out, "--no-probe"]).await?;
         self.run(&["model", "sign", &out]).await?;
@@ -119,6 +130,65 @@ fn the_grammar_is_sound() {
         let all = [&["edgefleet"], args].concat();
         assert_eq!(Cli::try_parse_from(&all).is_ok(), good, "{args:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_test_says_which_channels_it_reached() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let good = format!("http://{}/secret-path", listener.local_addr().unwrap());
+    let app = axum::Router::new().fallback(|| async { "thanks" });
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let hook = |name: &str, url: &str| alerts::Channel {
+        name: name.parse().unwrap(),
+        wants: alerts::Wants::default(),
+        digest: Duration::ZERO,
+        way: alerts::Way::Webhook(alerts::Webhook {
+            url: url.parse().unwrap(),
+            secret: alerts::Secret::new("a secret of 20 bytes"),
+            ca: None,
+        }),
+    };
+    let channels = vec![hook("good", &good), hook("away", "http://127.0.0.1:1/")];
+    let house = Running::with("#!/bin/sh\n", AlertSettings { channels }).await;
+    house.run(&["alert", "channels"]).await.unwrap();
+    house.run(&["alert", "test", "--channel", "good"]).await.unwrap();
+    let failed = house.run(&["alert", "test"]).await.unwrap_err();
+    assert!(failed.contains("did not arrive at away"), "{failed}");
+    let unknown = house.run(&["alert", "test", "--channel", "x"]).await.unwrap_err();
+    assert!(unknown.contains("known are: good, away"), "{unknown}");
+    house.run(&["alert", "list", "--state", "dead", "--output", "json"]).await.unwrap();
+    let listed = house.client().get_bytes("/api/v1/alerts?channel=away").await.unwrap();
+    let listed = String::from_utf8(listed.to_vec()).unwrap();
+    assert!(listed.contains("\"dead\"") && !listed.contains("secret"), "{listed}");
+    let none = house.client().get_bytes("/api/v1/alerts?state=lost").await.unwrap_err();
+    assert!(matches!(&none, ClientError::Problem(problem) if problem.code == "query-invalid"), "{none:?}");
+    let metrics = String::from_utf8(house.client().get_bytes("/metrics").await.unwrap().to_vec()).unwrap();
+    assert!(metrics.contains("edgefleet_alerts_dead_total{channel=\"away\"} 1"), "{metrics}");
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn telemetry_is_exported_by_the_day() {
+    let house = Running::start("#!/bin/sh\n").await;
+    let lake = house.path("lake");
+    // Nothing to export is no failure, and no file.
+    house.run(&["export", "telemetry", "--to", &lake]).await.unwrap();
+    assert!(!Path::new(&lake).exists());
+    let answer = house.client().get_bytes("/api/v1/export/telemetry?from=2026-11-01&until=2026-11-03").await;
+    let lines: Vec<serde_json::Value> = String::from_utf8(answer.unwrap().to_vec())
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!((lines.len(), &lines[0]["begin"]["from"]), (2, &"2026-11-01".into()));
+    assert_eq!(lines[1]["end"]["rows"], 0);
+    for wrong in ["from=yesterday", "table=x", "model=A%20b", "form=2026-11-01"] {
+        let refused = house.client().stream(&format!("/api/v1/export/telemetry?{wrong}")).await.unwrap_err();
+        assert!(matches!(&refused, ClientError::Problem(p) if p.code == "query-invalid"), "{refused:?}");
+    }
+    let usage = house.run(&["export", "telemetry", "--to", &lake, "--from", "x"]).await.unwrap_err();
+    assert!(usage.contains("2026-11-23"), "{usage}");
+    house.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,4 +361,41 @@ fn failures_are_printed_with_causes_and_a_hint() {
     let text = Failure::from(error).hint("look elsewhere").to_string();
     assert!(text.starts_with("error: could not read key `/nowhere/key`\n  caused by: "), "{text}");
     assert!(text.ends_with("\nhint: look elsewhere"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cohorts_and_retention_are_chosen_shown_and_audited() {
+    let house = Running::start(&fake::verdict_script(true, "")).await;
+    house.publish("v1", &[]).await.unwrap();
+    house.run(&["monitor", "cohorts", "digits", "--by", "site, board"]).await.unwrap();
+    let facts = house.run(&["monitor", "cohorts", "digits", "--by", "hardware"]).await.unwrap_err();
+    assert!(facts.contains("taken by an attribute"), "{facts}");
+    house.run(&["monitor", "retention", "--five-minutes", "7"]).await.unwrap();
+    let short = house.run(&["monitor", "retention", "--hours", "5"]).await.unwrap_err();
+    assert!(short.contains("each no shorter than the one before"), "{short}");
+    for args in [
+        &["monitor", "cohorts"][..],
+        &["monitor", "retention"],
+        &["monitor", "show", "digits"],
+        &["monitor", "show", "digits@1", "--since", "7d", "--step", "6h", "--cohort", "site=berlin,board=-"],
+        &["monitor", "show", "digits@1", "--since", "2026-11-01T00:00:00Z", "--step", "1d", "--shadow"],
+    ] {
+        house.run(args).await.unwrap();
+        house.run(&[args, &["--output", "json"]].concat()).await.unwrap();
+    }
+    let fine = house.run(&["monitor", "show", "digits", "--since", "30d", "--step", "5m"]).await.unwrap_err();
+    assert!(fine.contains("2016 are allowed"), "{fine}");
+    assert!(house.run(&["monitor", "show", "nobody"]).await.is_err());
+    let settings: serde_json::Value = house.client().get("/api/v1/monitor").await.unwrap();
+    assert_eq!(settings["cohorts"]["digits"]["by"], serde_json::json!(["site", "board"]));
+    assert_eq!(
+        settings["retention"],
+        serde_json::json!({"five_minutes": 7, "hours": 90, "days": 730}),
+        "what was not named stays"
+    );
+    let audit: serde_json::Value = house.client().get("/api/v1/audit").await.unwrap();
+    let actions = audit["items"].as_array().unwrap().iter().filter_map(|entry| entry["action"].as_str());
+    let ours: Vec<_> = actions.filter(|action| action.starts_with("monitor.")).collect();
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    house.stop().await;
 }

@@ -85,7 +85,17 @@ pub struct Source {
 pub struct Load {
     pub seen: Arc<Mutex<AgentLoad>>,
     stop: Arc<AtomicBool>,
+    blurred: Arc<Mutex<Blurred>>,
     task: JoinHandle<()>,
+}
+
+/// Whether pictures lose their focus on the way, and what those that did truly show, by prediction.
+#[derive(Debug, Default)]
+struct Blurred {
+    /// Every picture of the data and no labels, instead of the device's own.
+    whole: bool,
+    on: bool,
+    truths: BTreeMap<String, u32>,
 }
 
 impl Load {
@@ -93,8 +103,25 @@ impl Load {
     pub fn start(source: Source) -> Self {
         let seen = Arc::new(Mutex::new(AgentLoad::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(run(source, seen.clone(), stop.clone()));
-        Self { seen, stop, task }
+        let blurred = Arc::new(Mutex::new(Blurred::default()));
+        let task = tokio::spawn(run(source, seen.clone(), stop.clone(), blurred.clone()));
+        Self { seen, stop, blurred, task }
+    }
+
+    /// From now on any picture of the data, drawn by lot, and nobody tells the truth: what devices see is then what
+    /// the bundle's baseline was made from, in the same mixture.
+    pub fn show_everything(&self) {
+        self.blurred.lock().whole = true;
+    }
+
+    /// From the next picture on. Nobody tells the truth about blurred ones, but it is remembered.
+    pub fn blur(&self, on: bool) {
+        self.blurred.lock().on = on;
+    }
+
+    /// What a blurred picture shows, by its prediction.
+    pub fn truth(&self, prediction: &str) -> Option<u32> {
+        self.blurred.lock().truths.get(prediction).copied()
     }
 
     pub async fn stop(self) -> AgentLoad {
@@ -104,7 +131,12 @@ impl Load {
     }
 }
 
-async fn run(source: Source, seen: Arc<Mutex<AgentLoad>>, stop: Arc<AtomicBool>) {
+async fn run(
+    source: Source,
+    seen: Arc<Mutex<AgentLoad>>,
+    stop: Arc<AtomicBool>,
+    blurred: Arc<Mutex<Blurred>>,
+) {
     let Source { base, model, holdout, images, pause, trial } = source;
     // (bundle, image): labelled for it as the active bundle, and as the candidate.
     let (mut told, mut compared) = (BTreeSet::new(), BTreeSet::new());
@@ -112,13 +144,24 @@ async fn run(source: Source, seen: Arc<Mutex<AgentLoad>>, stop: Arc<AtomicBool>)
     let Ok(client) = client else { return };
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    for at in images.into_iter().cycle() {
+    let mut draw = images.first().map_or(0, |own| *own as u64);
+    for own in images.into_iter().cycle() {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         ticks.tick().await;
         let started = Instant::now();
-        let answer = infer(&client, &base, model, &holdout.images[at]).await;
+        let (is_blurred, is_whole) = {
+            let blurred = blurred.lock();
+            (blurred.on, blurred.whole)
+        };
+        draw = drawn(draw);
+        let at = if is_whole { (draw >> 33) as usize % holdout.images.len() } else { own };
+        let image = &holdout.images[at];
+        let answer = match is_blurred {
+            true => infer(&client, &base, model, &out_of_focus(image)).await,
+            false => infer(&client, &base, model, image).await,
+        };
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let truth = holdout.labels[at];
         let (prediction, bundle) = {
@@ -142,6 +185,13 @@ async fn run(source: Source, seen: Arc<Mutex<AgentLoad>>, stop: Arc<AtomicBool>)
                 }
             }
         };
+        if is_blurred {
+            blurred.lock().truths.insert(prediction, truth);
+            continue;
+        }
+        if is_whole {
+            continue;
+        }
         let first = told.insert((bundle, at));
         let wanted = trial.lock().clone().is_some_and(|candidate| !compared.contains(&(candidate, at)));
         if !(first || wanted) {
@@ -163,6 +213,32 @@ async fn run(source: Source, seen: Arc<Mutex<AgentLoad>>, stop: Arc<AtomicBool>)
             }
         }
     }
+}
+
+/// The next number of a sequence that looks drawn by lot: its upper half does. Knuth's MMIX generator (The Art of
+/// Computer Programming, volume 2, 3.3.4, line 26).
+fn drawn(before: u64) -> u64 {
+    before.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+}
+
+/// Rounds of a 3 by 3 mean: as far out of focus as a lens that came loose.
+const ROUNDS: usize = 2;
+
+/// A square picture, blurred; what is beyond its border counts as what is on it.
+fn out_of_focus(image: &[f32]) -> Vec<f32> {
+    let side = image.len().isqrt().max(1);
+    let mut picture = image.to_vec();
+    for _ in 0..ROUNDS {
+        let before = picture.clone();
+        let at = |row: usize, column: usize| before.get(row * side + column).copied().unwrap_or(0.0);
+        let near = |x: usize| [x.saturating_sub(1), x, (x + 1).min(side - 1)];
+        for (place, pixel) in picture.iter_mut().enumerate() {
+            let (row, column) = (place / side, place % side);
+            let all = near(row).into_iter().flat_map(|r| near(column).map(|c| at(r, c)));
+            *pixel = all.sum::<f32>() / 9.0;
+        }
+    }
+    picture
 }
 
 /// Tells the truth about one prediction. Returns the candidates it is compared with too.

@@ -8,6 +8,7 @@
 mod tests;
 
 use crate::{
+    alerts::{self, sources},
     fleet::Actor,
     store::{
         Expect, FleetStore, Kind, Repository, StoreError, Transaction,
@@ -161,12 +162,17 @@ impl Findings {
         {
             return;
         }
-        if known.is_none() {
+        let is_new = known.is_none();
+        if is_new {
             tracing::error!(%device, %code, message, "finding.open");
         }
         let since = known.map_or(now, |known| known.since);
         let finding = Finding { device: device.clone(), code, since, last: now, message, numbers };
         let written = Transaction::new().put_json(FINDING, finding_id(&key), Expect::Any, &finding);
+        let written = match is_new {
+            true => written.and_then(|one| alerts::outbox(one, &sources::finding_opened(&finding))),
+            false => written,
+        };
         self.open.write().insert(key, finding);
         let result = match written {
             Ok(transaction) => self.store.commit(transaction).await.map(|_| ()),
@@ -201,6 +207,8 @@ impl Findings {
             ..AuditDraft::default()
         };
         let transaction = Transaction::new().delete(FINDING, finding_id(&key), Expect::Any);
+        let transaction =
+            alerts::outbox(transaction, &sources::finding_resolved(&finding, actor.name(), now))?;
         self.audit.commit(transaction, &[draft]).await?;
         self.open.write().remove(&key);
         Ok(finding)

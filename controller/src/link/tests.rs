@@ -13,7 +13,7 @@ use crate::{
     driver::{Driver, DriverHandle, DriverParts, Order},
     findings::{FindingCode, Findings},
     fleet::testing::{ADDRESS, TestDevice, TestFleet, actor, expect_enrolled},
-    ingest::{Ingest, Surroundings},
+    ingest::{Ingest, Monitoring, Surroundings},
     rollout::{
         Bucket, Plan, Release,
         plan::{Limits as PlanLimits, OnOverlap},
@@ -61,6 +61,9 @@ impl Library for Nothing {
 
 #[async_trait]
 impl Surroundings for Nothing {
+    fn labels(&self, _: &DeviceId) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
     async fn is_known(&self, _: &BundleName) -> bool {
         false
     }
@@ -112,7 +115,8 @@ impl Bench {
         let documents = Documents::new(store.clone());
         let rollouts = Rollouts::new(documents.clone(), audit.clone(), fleet.clone());
         let calendar = Calendars::open(store.clone(), audit.clone()).await.expect("a calendar");
-        let (ingest, queue) = Ingest::new(store, rollouts.clone(), Arc::new(Nothing));
+        let monitoring = Monitoring::open(store.clone(), audit.clone()).await.expect("monitoring");
+        let (ingest, queue) = Ingest::new(store, rollouts.clone(), Arc::new(Nothing), monitoring);
         tokio::spawn(ingest.run());
         let blocks = BlockServer::new(Arc::new(Nothing), broker, Limits::NONE);
         let totals = Arc::new(EventTotals::default());

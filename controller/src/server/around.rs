@@ -4,8 +4,9 @@ use crate::{
     broker::{Broker, Message, Qos},
     driver::{DriverHandle, Order},
     findings::Findings,
-    fleet::{Sessions, TrustChain},
-    ingest::Surroundings,
+    fleet::{Fleet, Sessions, TrustChain, attributes::Labels},
+    ingest::{Cohort, Surroundings},
+    lookout::{Heard, LookoutHandle},
     registry::Registry,
     signing::TrustStore,
 };
@@ -25,6 +26,8 @@ pub(super) struct Around {
     pub registry: Arc<Registry>,
     pub broker: Arc<dyn Broker>,
     pub findings: Arc<Findings>,
+    pub fleet: Arc<Fleet>,
+    pub lookout: LookoutHandle,
 }
 
 #[async_trait]
@@ -41,6 +44,14 @@ impl Surroundings for Around {
 
     fn is_isolated(&self, device: &DeviceId) -> bool {
         self.findings.isolates(device)
+    }
+
+    fn labels(&self, device: &DeviceId) -> Labels {
+        self.fleet.device(device).map(|known| known.device.labels.clone()).unwrap_or_default()
+    }
+
+    fn profiled(&self, bundle: BundleName, device: DeviceId, cohort: Cohort) {
+        self.lookout.tell(Heard { bundle, device, cohort });
     }
 
     async fn acknowledge(&self, device: &DeviceId, ack: Ack) {
@@ -86,5 +97,8 @@ impl Sessions for SessionsAndOrders {
         // After the session: what it still said is cleared, too.
         self.orders.order(Order::Removed(device.clone())).await;
         Ok(ended?)
+    }
+    async fn relabelled(&self, device: &DeviceId) {
+        self.orders.order(Order::Devices(vec![device.clone()])).await;
     }
 }

@@ -43,6 +43,11 @@ pub(super) fn add(metrics: &Metrics, operations: &Arc<Operations>, broker: &Arc<
                 ingest.refused.load(Relaxed),
             ),
             (
+                "edgefleet_telemetry_split_total",
+                "Rounds of telemetry too large for one transaction",
+                ingest.split.load(Relaxed),
+            ),
+            (
                 "edgefleet_telemetry_deferred_total",
                 "Telemetry messages turned away, to come again",
                 ingest.overloaded.load(Relaxed),

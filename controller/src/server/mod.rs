@@ -13,6 +13,7 @@ pub use external::controller_name;
 pub use options::{Addresses, BrokerChoice, ServeOptions};
 
 use crate::{
+    alerts::{self, Alerts},
     api::{self, ApiParts, https::HttpsLimits, metrics::Metrics, operations::Operations},
     backup::{BackupParts, note_restored},
     blobs::{BlobStore, local::LocalBlobs},
@@ -22,10 +23,15 @@ use crate::{
         external::{ExternalBroker, ExternalParams},
         tls::{ClockTime, mqtt_server_config},
     },
+    captures::{
+        CaptureLimits, Captures, Courier,
+        http::{self as captures_http, CapturesApi},
+    },
     clock,
     commands::Commands,
     desired::DesiredStates,
     driver::{Driver, DriverParts, Order},
+    export::{self, BundleGauges, OtlpPush},
     findings::Findings,
     fleet::{
         Endpoints, Fleet, FleetParts,
@@ -33,25 +39,29 @@ use crate::{
         data_dir::DataDir,
         server_names::{ServerNames, host_of},
     },
-    ingest::Ingest,
+    ingest::{Ingest, Keeper, Monitoring},
     link::{EventLoop, EventTotals, HandOut, Resends, Takeovers},
+    lookout::{Lookout, LookoutParts, Reading, Registered, Sources},
     registry::{self, Registry, RegistryParts, probe::Prober},
     rollouts::{Calendars, Documents, RolloutDriver, RolloutParts, Rollouts},
+    settings::SettingsRules,
     signing::{
         http::{self as trust_http, TrustApi},
         setup,
     },
     store::{
         FleetStore, Health,
+        announced::{Announced, Changes},
         audit::AuditLog,
         sled_home::{OpenOutcome, SledConfig, SledStore},
     },
+    taking::{Taking, TakingParts},
     transfer::BlockServer,
+    web::{self, WebParts},
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use around::{Around, SessionsAndOrders};
-use edgefleet_shared::desired::Settings;
 use parking_lot::Mutex;
 use rustls::{RootCertStore, ServerConfig};
 use std::{path::Path, sync::Arc, time::Duration};
@@ -83,7 +93,8 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     if outcome != OpenOutcome::Clean {
         tracing::warn!(?outcome, "store.open");
     }
-    let store: Arc<dyn FleetStore> = Arc::new(store);
+    let changes = Changes::default();
+    let store: Arc<dyn FleetStore> = Arc::new(Announced::new(store, changes.clone()));
     let audit = Arc::new(AuditLog::new(store.clone()));
     if let Some(note) = note_restored(&store, &audit, clock::now()).await? {
         println!("This controller was restored from a backup of {}.", note.created);
@@ -147,16 +158,41 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     let documents = Documents::new(store.clone());
     let rollouts = Rollouts::new(documents.clone(), audit.clone(), fleet.clone());
     let calendar = Calendars::open(store.clone(), audit.clone()).await?;
-    let states = DesiredStates::new(store.clone(), keys.online.clone(), Settings::default());
+    let settings = SettingsRules::open(store.clone(), audit.clone(), fleet.clone()).await?;
+    let states = DesiredStates::new(store.clone(), keys.online.clone(), settings.clone());
     let findings = Arc::new(Findings::open(store.clone(), audit.clone()).await?);
+    let alerts = Alerts::open(store.clone(), options.alerts.clone(), clock::wall()).await?;
+    let telling = alerts.clone();
+    tasks.spawn("alerts", |stop| telling.run(stop));
     let hand_out =
         Arc::new(HandOut::new(states.clone(), broker.clone(), keys.trust.clone(), findings.clone()));
-    let around =
-        Arc::new(Around { registry: registry.clone(), broker: broker.clone(), findings: findings.clone() });
-    let (ingest, queue) = Ingest::new(store.clone(), rollouts.clone(), around);
+    let monitoring = Monitoring::open(store.clone(), audit.clone()).await?;
+    let captures =
+        Captures::open(store.clone(), audit.clone(), blobs.clone(), CaptureLimits::default(), clock::now());
+    let captures = Arc::new(captures.await.context("could not read the captures")?);
+    let (watching, lookout) = Lookout::new(LookoutParts {
+        store: store.clone(),
+        monitoring: monitoring.clone(),
+        sources: Sources::new(
+            fleet.clone(),
+            Arc::new(Registered { registry: registry.clone(), blobs: blobs.clone() }),
+            captures.clone(),
+        ),
+    });
+    tasks.spawn("lookout", |stop| watching.run(stop));
+    let around = Arc::new(Around {
+        registry: registry.clone(),
+        broker: broker.clone(),
+        findings: findings.clone(),
+        fleet: fleet.clone(),
+        lookout,
+    });
+    let (ingest, queue) = Ingest::new(store.clone(), rollouts.clone(), around, monitoring.clone());
     let ingest_totals = ingest.totals();
     // Ends with its queue, which ends with the event loop.
     tasks.spawn("telemetry", |_| ingest.run());
+    let keeper = Keeper::new(store.clone(), monitoring.clone());
+    tasks.spawn("old telemetry", |stop| keeper.run(stop));
     let (driver, orders) = Driver::new(DriverParts {
         rollouts: rollouts.clone(),
         hand_out: hand_out.clone(),
@@ -192,6 +228,29 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     tasks.spawn("device messages", |stop| event_loop.run(events, stop));
     fleet.set_sessions(Arc::new(SessionsAndOrders { broker: broker.clone(), orders: orders.clone() }));
 
+    let commands = Commands::new(keys.online.clone(), broker.clone(), replies);
+    let courier = Courier { captures: captures.clone(), fleet: fleet.clone(), commands: commands.clone() };
+    tasks.spawn("captures", |stop| courier.run(stop));
+    let captures_api = Arc::new(CapturesApi::new(
+        captures.clone(),
+        registry.clone(),
+        states.clone(),
+        orders.clone(),
+        fleet.clone(),
+    ));
+    let lookout = Reading::new(store.clone(), audit.clone());
+    let taking = Taking::new(TakingParts {
+        store: store.clone(),
+        audit: audit.clone(),
+        lookout: lookout.clone(),
+        rollouts: rollouts.clone(),
+        settings: settings.clone(),
+        captures: captures.clone(),
+        registry: registry.clone(),
+        blobs: blobs.clone(),
+        monitoring: monitoring.clone(),
+        fleet: fleet.clone(),
+    });
     let operations = Arc::new(Operations {
         fleet: fleet.clone(),
         store: store.clone(),
@@ -200,21 +259,49 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         calendar,
         links: options.limits,
         driver: orders.clone(),
-        commands: Commands::new(keys.online.clone(), broker.clone(), replies),
+        commands,
         blocks,
         ingest: ingest_totals,
+        monitoring,
         events: event_totals,
         findings,
         states,
+        settings,
+        lookout,
+        taking,
     });
     let own_metrics = Arc::new(Metrics::default());
     metrics::add(&own_metrics, &operations, &broker);
+    let told = alerts.clone();
+    own_metrics.add_source(Box::new(move |text| told.metrics(text)));
+    let rows = export::Source::new(store.clone());
+    let gauges = BundleGauges::default();
+    let (looking, from) = (gauges.clone(), rows.clone());
+    tasks.spawn("bundle metrics", |stop| looking.run(from, clock::wall(), stop));
+    own_metrics.add_source(Box::new(move |text| gauges.metrics(text)));
+    if let Some(settings) = options.otlp.clone() {
+        let push = OtlpPush::new(settings).context("the settings in `[otlp]` cannot be used")?;
+        let (pushing, all, own) = (push.clone(), own_metrics.clone(), export::http::fleet_id(&fleet));
+        own_metrics.add_source(Box::new(move |text| push.metrics(text)));
+        tasks.spawn("otlp", |stop| pushing.run(all, own, clock::wall(), stop));
+    }
+    let stop_api = CancellationToken::new();
+    let telling = changes.clone();
+    tasks.spawn("changes", |stop| telling.run(stop));
+    let pages = web::pages(WebParts {
+        operations: operations.clone(),
+        captures,
+        clock: clock::wall(),
+        changes,
+        stop: stop_api.clone(),
+    });
     let reached = broker.clone();
     let api = api::router(ApiParts {
         fleet: fleet.clone(),
         blobs: blobs.clone(),
         metrics: own_metrics,
         ready: vec![Arc::new(move || reached.ready())],
+        pages,
         more: vec![
             api::operations::routes(operations),
             api::backup::routes(
@@ -227,6 +314,13 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
                 clock::wall(),
             ),
             registry::http::routes(registry),
+            alerts::http::routes(alerts),
+            export::http::routes(Arc::new(export::http::ExportApi {
+                source: rows,
+                fleet: fleet.clone(),
+                clock: clock::wall(),
+            })),
+            captures_http::routes(captures_api),
             trust_http::routes(Arc::new(TrustApi {
                 trust: keys.trust.clone(),
                 audit: audit.clone(),
@@ -239,7 +333,6 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
     }
     let trust = keys.trust.clone();
     tasks.spawn("trust", |stop| watch_trust(trust, orders, stop));
-    let stop_api = CancellationToken::new();
     let stopped = stop_api.clone();
     let serving =
         api::https::serve(https, tls.https.clone(), api.router, HttpsLimits::default(), async move {

@@ -1,6 +1,6 @@
 //! What `serve` can be told, and where it says it listens.
 
-use crate::transfer::Limits;
+use crate::{alerts::AlertSettings, export::OtlpSettings, transfer::Limits};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -23,6 +23,9 @@ pub struct ServeOptions {
     pub ort_lib: Option<PathBuf>,
     pub limits: Limits,
     pub broker: BrokerChoice,
+    /// Who is told what, and where metrics are sent: from the settings file only.
+    pub alerts: AlertSettings,
+    pub otlp: Option<OtlpSettings>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::{Addresses, BrokerChoice, ServeOptions, serve};
 use crate::{
+    alerts::AlertSettings,
     api::access::{Access, RouteRule, rules_of},
     fleet::roles::{Permission, Role},
     transfer::Limits,
@@ -40,6 +41,8 @@ impl Served {
             ort_lib: None,
             limits: Limits::default(),
             broker: BrokerChoice::Embedded,
+            alerts: AlertSettings::default(),
+            otlp: None,
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(options, stop.clone()));
@@ -172,5 +175,48 @@ async fn every_route_is_described_and_answers_exactly_the_roles_of_its_rule() {
         }
     }
     assert_eq!(server.get("/readyz").await.status(), StatusCode::OK);
+    server.stop().await;
+}
+
+/// Every metric in a dashboard's queries.
+fn queried(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value.as_str() {
+                    Some(text) if matches!(key.as_str(), "expr" | "query") => {
+                        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+                        let words = text.split(word).filter(|word| word.starts_with("edgefleet_"));
+                        found.extend(words.map(str::to_owned));
+                    }
+                    _ => queried(value, found),
+                }
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|one| queried(one, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dashboard_asks_for_metrics_that_there_are() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/grafana/edgefleet.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let mut wanted = BTreeSet::new();
+    queried(&dashboard, &mut wanted);
+    assert!(wanted.len() > 10, "{wanted:?}");
+    let server = Served::start().await;
+    let text = server.get("/metrics").await.text().await.unwrap();
+    let mut there = BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        match line.split_once(' ').unwrap() {
+            (name, "histogram") => {
+                there.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}")))
+            }
+            (name, _) => there.extend([name.to_owned()]),
+        }
+    }
+    let missing: Vec<_> = wanted.difference(&there).collect();
+    assert!(missing.is_empty(), "{missing:?}");
     server.stop().await;
 }

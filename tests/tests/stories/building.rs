@@ -74,14 +74,33 @@ async fn a_folder_that_is_not_ready_is_looked_at_all_the_same() -> Result<()> {
     Ok(())
 }
 
+/// The agent behind a script that writes down what it is asked, and where.
+fn counting_agent(place: &Place) -> Result<(String, PathBuf)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (script, asked) = (place.join("agent"), place.join("asked"));
+    let agent = text(binaries::agent()?);
+    let said = format!("#!/bin/sh\necho \"$1\" >> '{}'\nexec '{agent}' \"$@\"\n", asked.display());
+    std::fs::write(&script, said)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok((text(script), asked))
+}
+
+fn probes(asked: &std::path::Path) -> Result<usize> {
+    Ok(std::fs::read_to_string(asked)?.lines().filter(|line| *line == "probe").count())
+}
+
 #[tokio::test]
 async fn a_bundle_holds_the_folded_model_only_where_golden_samples_prove_it() -> Result<()> {
     let place = Place::new()?;
     let source = place.join("folding");
     edgefleet_tests::models::copy_folder(&repository("models/fixtures/folding"), &source)?;
     let (source, out) = (text(source), text(place.join("out")));
-    let build = ["build", source.as_str(), "--out", out.as_str(), "--output", "json"];
+    let (agent, asked) = counting_agent(&place)?;
+    let build =
+        ["build", source.as_str(), "--out", out.as_str(), "--agent-bin", agent.as_str(), "--output", "json"];
     let built = model(&build).await?.ok()?.json()?;
+    // Original and folded; what is built was one of them. Lint looks by itself.
+    ensure!(probes(&asked)? == 2, "{:?}", std::fs::read_to_string(&asked));
     let fold = &built["fold"];
     ensure!(fold["kept"] == true && built["verdict"]["ok"] == true, "{built}");
     let done = fold["done"].as_array().context("done")?;
@@ -92,7 +111,9 @@ async fn a_bundle_holds_the_folded_model_only_where_golden_samples_prove_it() ->
     // The same source, the same digest; the original on request.
     let again = model(&build).await?.ok()?.json()?;
     ensure!(again["digest"] == built["digest"], "{again}");
+    ensure!(probes(&asked)? == 4, "{:?}", std::fs::read_to_string(&asked));
     let plain = model(&[&build[..], &["--no-fold"]].concat()).await?.ok()?.json()?;
+    ensure!(probes(&asked)? == 5, "{:?}", std::fs::read_to_string(&asked));
     ensure!(plain["fold"].is_null() && plain["digest"] != built["digest"], "{plain}");
     ensure!(plain["verdict"]["operators"]["BatchNormalization"] == 6, "{plain}");
 
@@ -104,6 +125,7 @@ async fn a_bundle_holds_the_folded_model_only_where_golden_samples_prove_it() ->
     std::fs::write(&toml, tight)?;
     let kept = model(&build).await?.json()?;
     ensure!(kept["fold"]["kept"] == false && kept["verdict"]["operators"]["If"] != Value::Null, "{kept}");
+    ensure!(kept["verdict"]["digest"] == kept["digest"] && probes(&asked)? == 7, "{kept}");
     Ok(())
 }
 

@@ -165,6 +165,77 @@ async fn taking_a_pack_back_returns_to_tract_without_losing_a_request() -> Resul
     place.end()
 }
 
+#[tokio::test]
+async fn going_back_takes_no_engine_from_under_a_bundle_that_runs_on_nothing_else() -> Result<()> {
+    let place = Place::new()?;
+    let mut fleet = digits_on_tract(&place).await?;
+    let controller = &fleet.controller;
+    let source = only_for_onnxruntime(&place, 7).await?;
+    let built = models::build(&place, controller, &source, false).await?;
+    models::push(controller, &built, Some("story: no engine at the controller")).await?.ok()?;
+    publish_pack(&place, controller, 1).await?;
+    let mut wanted = plans::assign("onnxruntime@1", "", 1);
+    wanted["plan"]["stages"][0]["soak"] = 3_600.into();
+    let rollout = plan(&place, controller, &wanted).await?;
+    on_onnxruntime(&fleet.agents[0]).await?;
+    plan(&place, controller, &plans::assign("digits@7", "", 1)).await?;
+    until("digits@7", LONG, async || answers(&fleet.agents[0].base, "digits@7").await).await?;
+
+    // To none: the pack stays, the device says why, and a restart changes nothing.
+    controller.run(&["rollout", "revert", &rollout, "--reason", "a story goes back"]).await?;
+    stays(controller, &fleet.agents[0], "onnxruntime@1").await?;
+    fleet.agents[0].stop().await?;
+    fleet.agents[0].start().await?;
+    answers(&fleet.agents[0].base, "digits@7").await?;
+    stays(controller, &fleet.agents[0], "onnxruntime@1").await?;
+    // Commands beside the agent find it.
+    let agent = &fleet.agents[0];
+    let version = cli::run(
+        &edgefleet_tests::binaries::agent()?,
+        ["version", "--data"].map(OsString::from).into_iter().chain([agent.data.clone().into()]),
+        &[],
+    )
+    .await?
+    .ok()?
+    .out;
+    ensure!(version.contains("(engine pack)"), "{version}");
+    let (request, model) = (place.join("request.json"), repository("models/digits/v1/model.onnx"));
+    fs::write(&request, edgefleet_tests::inference::request(&Holdout::load()?.images[0]).to_string())?;
+    let args = ["infer".into(), model.into(), "--input".into(), request.into(), "--engine".into()];
+    let args = args.into_iter().chain(["onnxruntime".into(), "--data".into(), agent.data.clone().into()]);
+    let args: Vec<OsString> = args.collect();
+    let answer = cli::run(&edgefleet_tests::binaries::agent()?, args, &[]).await?.ok()?.json()?;
+    ensure!(answer["parameters"]["engine"] == "onnxruntime/f32/1", "{answer}");
+
+    // Once nothing needs it, it goes by itself.
+    plan(&place, controller, &plans::assign("digits@6", "", 1)).await?;
+    until("digits@6 again", LONG, async || answers(&agent.base, "digits@6").await).await?;
+    on_tract(agent).await?;
+    until("the slot to be gone", PATIENCE, async || {
+        let device = controller.device(&agent.id).await?;
+        ensure!(device["slots"][SLOT].is_null(), "{device}");
+        Ok(())
+    })
+    .await?;
+    fleet.stop().await?;
+    place.end()
+}
+
+/// Waits until the controller shows that the pack stays, and why.
+async fn stays(controller: &Controller<'_>, agent: &Agent<'_>, bundle: &str) -> Result<()> {
+    until("the pack to stay", PATIENCE, async || {
+        let shown = controller.table(&["device", "show", &agent.id]).await?;
+        for words in [&format!("{SLOT}: serves {bundle}"), "digits@7 in slot `digits` runs on nothing else"] {
+            ensure!(shown.contains(words), "{shown}");
+        }
+        ensure!(shown.contains("runs on onnxruntime/f32/1"), "{shown}");
+        let status = agent.status().await?;
+        ensure!(status["engines"]["library_from"] == "pack", "{status}");
+        Ok(())
+    })
+    .await
+}
+
 /// One device that prefers ONNX Runtime, has none, and serves `digits@6`.
 async fn digits_on_tract(place: &Place) -> Result<Fleet<'_>> {
     let controller = Controller::start(place).await?;

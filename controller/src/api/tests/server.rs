@@ -50,6 +50,7 @@ impl TestServer {
             metrics: Arc::new(Metrics::default()),
             ready: vec![],
             more: vec![],
+            pages: crate::web::Pages::default(),
         })
         .unwrap();
         let ca = test.fleet.ca();

@@ -14,7 +14,7 @@ mod preview;
 mod show;
 pub mod submit;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verdicts;
 mod watch;
 mod words;
@@ -22,6 +22,7 @@ mod words;
 pub use assign::{ASSIGN_EXAMPLES, AssignArgs};
 
 use super::{context::Context, failure::Failure};
+use crate::rollouts::preview::Preview;
 use clap::Subcommand;
 use edgefleet_shared::ids::RolloutId;
 
@@ -73,6 +74,11 @@ impl RolloutCommand {
             Self::Verdicts(args) => args.run(context).await,
         }
     }
+}
+
+/// What a plan would do, for other commands that start rollouts.
+pub(in crate::cli) fn preview_text(preview: &Preview) -> String {
+    preview::text(preview)
 }
 
 /// Where one rollout is.

@@ -1,6 +1,6 @@
 //! What people see, as golden files, from documents made by hand; and the signatures of verdicts.
 
-pub(super) mod samples;
+pub(crate) mod samples;
 
 use super::{
     explain, orders, preview, show,

@@ -4,6 +4,7 @@
 
 mod balance;
 mod better;
+mod drift;
 mod first;
 mod golden;
 mod join;
@@ -26,11 +27,12 @@ pub enum Chapter {
     Wrong,
     Slow,
     Killed,
+    Drift,
     Balance,
 }
 
 impl Chapter {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Join,
         Self::First,
         Self::Better,
@@ -39,6 +41,7 @@ impl Chapter {
         Self::Wrong,
         Self::Slow,
         Self::Killed,
+        Self::Drift,
         Self::Balance,
     ];
 
@@ -53,6 +56,7 @@ impl Chapter {
             Self::Wrong => "wrong",
             Self::Slow => "slow",
             Self::Killed => "killed",
+            Self::Drift => "drift",
             Self::Balance => "balance",
         }
     }
@@ -67,6 +71,7 @@ impl Chapter {
             Self::Wrong => "digits@5: plausible, and wrong on one class",
             Self::Slow => "digits@6: right, and slow",
             Self::Killed => "digits@7: the controller is killed in the middle of a rollout",
+            Self::Drift => "One hall loses its focus: drift, an estimate without labels, advice, an audit",
             Self::Balance => "What the agents counted",
         }
     }
@@ -80,7 +85,9 @@ impl Chapter {
         match self {
             Self::Join => &[],
             Self::First => &[Self::Join],
-            Self::Better | Self::Golden | Self::Stolen | Self::Balance => &[Self::Join, Self::First],
+            Self::Better | Self::Golden | Self::Stolen | Self::Drift | Self::Balance => {
+                &[Self::Join, Self::First]
+            }
             Self::Wrong | Self::Slow | Self::Killed => &[Self::Join, Self::First, Self::Better],
         }
     }
@@ -105,6 +112,7 @@ impl Chapter {
             Self::Wrong => wrong::tell(tale).await,
             Self::Slow => slow::tell(tale).await,
             Self::Killed => killed::tell(tale).await,
+            Self::Drift => drift::tell(tale).await,
             Self::Balance => balance::tell(tale).await,
         }
     }
@@ -141,7 +149,7 @@ mod tests {
             assert_eq!(chapter.number().to_string().parse::<Chapter>().unwrap(), chapter);
             assert_eq!(chapter.key().parse::<Chapter>().unwrap(), chapter);
         }
-        for unknown in ["0", "10", "", "-1", "Join"] {
+        for unknown in ["0", "11", "", "-1", "Join"] {
             let error = unknown.parse::<Chapter>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{unknown}`")) && error.contains("3 better"), "{error}");
         }

@@ -3,7 +3,7 @@
 mod measure;
 mod page;
 mod stats;
-mod svg;
+pub(crate) mod svg;
 
 pub use measure::{Effort, Measured, Row, as_measured, measure, replay};
 pub use page::{File, page};

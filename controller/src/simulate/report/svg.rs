@@ -11,7 +11,7 @@ const BOTTOM: f64 = 48.0;
 /// Told apart by people who see colours differently (Okabe and Ito).
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
-pub(super) struct Plot {
+pub(crate) struct Plot {
     pub title: String,
     pub x: Axis,
     pub y: Axis,
@@ -20,7 +20,7 @@ pub(super) struct Plot {
     pub limits: Vec<(String, f64)>,
 }
 
-pub(super) struct Axis {
+pub(crate) struct Axis {
     pub name: String,
     pub from: f64,
     pub to: f64,
@@ -29,16 +29,16 @@ pub(super) struct Axis {
 }
 
 /// x, y, and the interval around y.
-pub(super) type Point = (f64, f64, Option<(f64, f64)>);
+pub(crate) type Point = (f64, f64, Option<(f64, f64)>);
 
-pub(super) struct Series {
+pub(crate) struct Series {
     pub name: String,
     pub points: Vec<Point>,
     pub joined: bool,
 }
 
 impl Plot {
-    pub(super) fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let mut out = String::new();
         let x =
             |value: f64| LEFT + (value - self.x.from) / (self.x.to - self.x.from) * (WIDTH - LEFT - RIGHT);
@@ -137,7 +137,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Labels of a share's axis.
-pub(super) fn percents(values: &[f64]) -> Vec<(f64, String)> {
+pub(crate) fn percents(values: &[f64]) -> Vec<(f64, String)> {
     values.iter().map(|value| (*value, format!("{} %", (value * 1_000.0).round() / 10.0))).collect()
 }
 

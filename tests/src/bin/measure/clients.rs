@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use edgefleet_shared::{
     enroll::{ENROLL_SCHEMA, EnrollRequest, EnrollResponse, Enrolled, JoinCode},
+    ids::DeviceId,
     message::{MESSAGE_SCHEMA, Presence},
     reported::Facts,
     topics::{Channel, TRUST_HEAD},
@@ -23,6 +24,12 @@ const AT_ONCE: usize = 32;
 pub(super) struct Device {
     enrolled: Enrolled,
     key: String,
+}
+
+impl Device {
+    pub(super) fn id(&self) -> &DeviceId {
+        &self.enrolled.device
+    }
 }
 
 /// Sessions kept alive until dropped.
@@ -126,7 +133,7 @@ pub(super) async fn connect(devices: &[Device]) -> anyhow::Result<Clients> {
     Ok(Clients(sessions))
 }
 
-fn options(device: &Device) -> anyhow::Result<MqttOptions> {
+pub(super) fn options(device: &Device) -> anyhow::Result<MqttOptions> {
     let enrolled = &device.enrolled;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(enrolled.ca.as_bytes()) {

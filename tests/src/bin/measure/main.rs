@@ -1,11 +1,13 @@
 //! Measures what the budgets of ARCHITECTURE promise, on real processes: sizes, memory, start-up.
 //!
-//! `measure footprint --agent-bin FILE`, `measure connections --devices N` and `measure soak --requests N`. Prints JSON; run it on an
-//! idle machine with exactly one agent on it (`make bench`).
+//! `measure footprint --agent-bin FILE`, `measure connections --devices N`, `measure soak --requests N` and `measure
+//! ingest --devices N`. Prints JSON; run it on an idle machine with exactly one agent on it (`make bench`).
 
 mod clients;
+mod ingest;
 mod memory;
 mod soak;
+mod telemetry;
 
 use anyhow::{Context, bail};
 use edgefleet_controller::demo::{load::Holdout, stage::Stage};
@@ -49,9 +51,14 @@ async fn main() -> anyhow::Result<()> {
             let swaps = flag("--swaps").unwrap_or("10").parse()?;
             soak::soak(&controller, &agent, &dir, requests, swaps).await?
         }
+        Some("ingest") => {
+            let devices = flag("--devices").unwrap_or("200").parse()?;
+            let hours = flag("--hours").unwrap_or("12").parse()?;
+            ingest::ingest(&controller, &agent, &dir, devices, hours).await?
+        }
         _ => bail!(
             "usage: measure footprint [--agent-bin FILE] | connections [--devices N] | soak [--requests N] [--swaps N] \
-             [--dir DIR]"
+             | ingest [--devices N] [--hours N] [--dir DIR]"
         ),
     };
     println!("{}", serde_json::to_string_pretty(&result)?);

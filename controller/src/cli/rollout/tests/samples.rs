@@ -20,14 +20,14 @@ use std::{io, sync::Arc, time::Duration};
 
 pub(super) const NOW: Timestamp = Timestamp::EPOCH;
 
-pub(in crate::cli::rollout) struct Sample {
+pub(crate) struct Sample {
     pub name: &'static str,
     pub rollout: Rollout,
     pub attempts: Option<Vec<Attempt>>,
     pub explanation: Explanation,
 }
 
-pub(in crate::cli::rollout) fn all() -> Vec<Sample> {
+pub(crate) fn all() -> Vec<Sample> {
     vec![running(), failed(), powerless(), completed()]
 }
 
