@@ -68,7 +68,7 @@ fn every_printed_command_is_one_the_program_takes() {
 /// A controller that was told this advice before it started; the ids in the order of the actions.
 async fn told(actions: Vec<(Action, Scope)>) -> (Running, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let data = crate::fleet::data_dir::DataDir::open(&dir.path().join("data")).unwrap();
+    let data = crate::fleet::data_dir::DataDir::open(dir.path().join("data")).unwrap();
     let (store, _) = SledStore::open(SledConfig::new(data.store())).await.unwrap();
     let (mut ids, mut transaction) = (Vec::new(), Transaction::new());
     for (at, (action, scope)) in actions.into_iter().enumerate() {
