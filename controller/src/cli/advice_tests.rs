@@ -183,7 +183,7 @@ async fn a_rule_is_set_once_and_a_dry_run_changes_nothing() {
     let link = take(&house, &ids[1], dry()).await.unwrap().steps[0].step.links[0].clone();
     assert!(link.starts_with("/label?model=digits&") && link.contains("select=site%3Dberlin"), "{link}");
     let page = client.get_bytes(&link).await.unwrap();
-    assert!(String::from_utf8_lossy(&page).contains("Label captures"));
+    assert!(String::from_utf8_lossy(&page).contains("label captures"));
     // What the page asks for with this filter.
     let query = link.replace("/label?", "/api/v1/captures?state=unlabelled&");
     assert_eq!(client.get::<Value>(&query).await.unwrap()["items"], json!([]));

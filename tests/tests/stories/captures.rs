@@ -143,7 +143,7 @@ async fn captures_survive_kill_and_outage_and_become_a_labelled_data_set() -> Re
         ensure!(file.starts_with(b"\x93NUMPY") && file.ends_with(&pixels), "{row}");
     }
     let page = controller.api.text("/label").await?;
-    ensure!(page.contains("Label captures") && page.contains("/label/app.js"), "{page}");
+    ensure!(page.contains("label captures") && page.contains("/label/app.js"), "{page}");
     let view = controller.api.get(&format!("/api/v1/captures/{}/view", digest(0)?)).await?;
     ensure!(view["inputs"][0]["values"].as_array().is_some_and(|all| all.len() == 64), "{view}");
     ensure!(view["classes"].as_array().is_some_and(|all| all.len() == 10), "{view}");
