@@ -266,12 +266,12 @@ impl WindowBuilder {
         self.requests += 1;
         self.ok += 1;
         self.rows = self.rows.saturating_add(seen.rows);
-        self.latency.queue.record_us(micros(seen.queue));
-        self.latency.infer.record_us(micros(seen.infer));
+        self.latency.queue.record_coarse_us(micros(seen.queue));
+        self.latency.infer.record_coarse_us(micros(seen.infer));
         self.latency.total.record_us(micros(seen.total));
         if let Some(Steps { pre, post }) = seen.steps {
-            self.latency.pre.record_us(micros(pre));
-            self.latency.post.record_us(micros(post));
+            self.latency.pre.record_coarse_us(micros(pre));
+            self.latency.post.record_coarse_us(micros(post));
         }
         if let Some(power) = seen.pass_rows.checked_ilog2() {
             let power = (power as usize).min(MAX_POWERS - 1);

@@ -4,6 +4,7 @@
 //! says so; the controller drops repeats by (device, boot, seq).
 
 use super::{
+    columns,
     profile::Profile,
     window::{LabelCounts, Window},
 };
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub const TELEMETRY_SCHEMA: u32 = 1;
 /// Largest decompressed message in bytes: a compressed one of 256 KiB could otherwise hold gigabytes.
 pub const MAX_BATCH_BYTES: usize = 2 << 20;
-/// Of zstd: a day is 6 % smaller than at 3; a message of an hour takes a few milliseconds, every few minutes.
+/// Of zstd, for messages that are not in columns.
 const LEVEL: i32 = 12;
 /// Records in one message.
 pub const MAX_RECORDS: usize = 256;
@@ -74,7 +75,7 @@ pub struct TerminalReport {
 /// Why a telemetry payload is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    #[error("telemetry payload is not zstd of at most {limit} bytes: {reason}")]
+    #[error("telemetry payload is not columns or JSON in zstd of at most {limit} bytes: {reason}")]
     Compression { limit: usize, reason: String },
     #[error("telemetry is not valid JSON of the expected form: {reason}")]
     Malformed { reason: String },
@@ -85,21 +86,30 @@ pub enum BatchError {
 }
 
 impl TelemetryBatch {
-    /// zstd-compressed JSON, as it goes over the wire.
+    /// As it goes over the wire: JSON in columns, compressed by zstd.
     ///
     /// # Errors
     /// [`BatchError::Compression`] if zstd fails.
     pub fn to_bytes(&self) -> Result<Vec<u8>, BatchError> {
-        let json = serde_json::to_vec(self).map_err(|e| BatchError::Malformed { reason: e.to_string() })?;
-        zstd::bulk::compress(&json, LEVEL)
-            .map_err(|e| BatchError::Compression { limit: MAX_BATCH_BYTES, reason: e.to_string() })
+        let malformed = |reason: String| BatchError::Malformed { reason };
+        let json = serde_json::to_value(self).map_err(|e| malformed(e.to_string()))?;
+        // A message of more columns than the format has goes as it is.
+        columns::to_payload(&json).or_else(|_| {
+            let failed = |reason: String| BatchError::Compression { limit: MAX_BATCH_BYTES, reason };
+            zstd::bulk::compress(json.to_string().as_bytes(), LEVEL).map_err(|e| failed(e.to_string()))
+        })
     }
 
+    /// Takes JSON as it is as well: who writes by hand need not turn it.
+    ///
     /// # Errors
-    /// [`BatchError`]; never allocates more than [`MAX_BATCH_BYTES`] for the text.
+    /// [`BatchError`]; never allocates more than three times [`MAX_BATCH_BYTES`] for texts.
     pub fn parse(bytes: &[u8]) -> Result<Self, BatchError> {
-        let json = zstd::bulk::decompress(bytes, MAX_BATCH_BYTES)
-            .map_err(|e| BatchError::Compression { limit: MAX_BATCH_BYTES, reason: e.to_string() })?;
+        let failed = |reason: String| BatchError::Compression { limit: MAX_BATCH_BYTES, reason };
+        let json = match columns::is_packed(bytes) {
+            true => columns::to_json(bytes, MAX_BATCH_BYTES).map_err(|e| failed(e.to_string()))?.into_bytes(),
+            false => zstd::bulk::decompress(bytes, MAX_BATCH_BYTES).map_err(|e| failed(e.to_string()))?,
+        };
         #[derive(Deserialize)]
         struct Head {
             schema: u64,
@@ -161,7 +171,7 @@ mod tests {
             reported::ClockQuality,
             telemetry::{
                 Agreement, Channel, ClassAgreement, Counts, Exceed, Latency, Moments, ProfileContent,
-                Quality, Role, Sketch, Versus,
+                Quality, Repeats, Role, Sketch, Versus,
             },
         };
         let boot = BootId::from_random([1; 16]);
@@ -230,6 +240,7 @@ mod tests {
                     ..Quality::default()
                 }),
                 faults: [("decode_image".to_owned(), 1)].into(),
+                repeats: Some(Repeats { rows: 4, distinct: 3, remembered: 0 }),
             },
         };
         let labels = LabelCounts {

@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod channel;
+mod columns;
 pub mod moments;
 pub mod profile;
 pub mod sketch;
@@ -11,7 +12,7 @@ pub mod window;
 pub use batch::{Ack, BatchError, BootAck, Record, RecordBody, TelemetryBatch, TerminalReport};
 pub use channel::Channel;
 pub use moments::Moments;
-pub use profile::{ClassQuality, Profile, ProfileContent, Quality};
+pub use profile::{ClassQuality, Profile, ProfileContent, Quality, Repeats};
 pub use sketch::Sketch;
 pub use window::{
     Agreement, ClassAgreement, Counts, DeviceHealth, Exceed, LabelCounts, Latency, Role, Versus, Window,

@@ -48,6 +48,29 @@ pub struct ProfileContent {
     /// Inputs that could not be taken as they were, by kind (`decode_image`, `out-of-range:age`, ...).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub faults: BTreeMap<String, u64>,
+    /// How often inputs come again; absent where nothing counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<Repeats>,
+}
+
+/// Inputs that come again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Repeats {
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// Of these, rows unlike each other in some channel: estimated, within one profile of one device, then added up.
+    pub distinct: u64,
+    /// Of `rows`, those that came while the device remembered answers.
+    pub remembered: u64,
+}
+
+impl Repeats {
+    fn merge(&mut self, other: &Self) {
+        self.rows = self.rows.saturating_add(other.rows);
+        self.distinct = self.distinct.saturating_add(other.distinct);
+        self.remembered = self.remembered.saturating_add(other.remembered);
+    }
 }
 
 /// Accuracy estimated without labels, from the calibrated confidence. Sums, so that they add up.
@@ -98,6 +121,9 @@ impl ProfileContent {
             let sum = bounded(&mut self.faults, kind);
             *sum = sum.saturating_add(*n);
         }
+        if let Some(theirs) = &other.repeats {
+            self.repeats.get_or_insert_default().merge(theirs);
+        }
     }
 
     /// Whether this can be true and is within bounds; a device may claim anything.
@@ -108,6 +134,9 @@ impl ProfileContent {
             && self.faults.len() <= MAX_KEYS
             && self.faults.keys().all(|kind| kind.len() <= MAX_KEY_BYTES)
             && self.quality.as_ref().is_none_or(Quality::is_sound)
+            && self.repeats.is_none_or(|repeats| {
+                repeats.rows <= self.rows && repeats.distinct.max(repeats.remembered) <= repeats.rows
+            })
     }
 }
 
@@ -167,7 +196,8 @@ mod tests {
             classes: [("7".to_owned(), class)].into(),
         };
         let faults = [("decode_image".to_owned(), 1)].into();
-        ProfileContent { rows: n, channels: vec![channel], quality: Some(quality), faults }
+        let repeats = Some(Repeats { rows: n, distinct: n / 2, remembered: 0 });
+        ProfileContent { rows: n, channels: vec![channel], quality: Some(quality), faults, repeats }
     }
 
     #[test]
@@ -202,9 +232,11 @@ mod tests {
 
     #[test]
     fn impossible_claims_are_seen() {
-        let claims: [fn(&mut ProfileContent); 5] = [
+        let claims: [fn(&mut ProfileContent); 7] = [
             |p| p.quality.as_mut().unwrap().expected_correct = 11.0,
             |p| p.quality.as_mut().unwrap().variance = f64::NAN,
+            |p| p.repeats.as_mut().unwrap().distinct = 1_000_000,
+            |p| p.repeats.as_mut().unwrap().rows = 1_000_000,
             |p| p.quality.as_mut().unwrap().above = 11,
             |p| p.channels.push(p.channels[0].clone()),
             |p| p.faults = [("x".repeat(129), 1)].into(),

@@ -1,4 +1,4 @@
-//! A latency sketch with relative error of at most 1 %, mergeable by addition.
+//! A latency sketch with relative error of at most 1 %, or 3 % where less will do, mergeable by addition.
 //!
 //! Source: Masson, Rim, Lee: DDSketch, VLDB 2019 (arXiv 1908.10693), with alpha = 0.01, in
 //! microseconds: bucket i holds (gamma^(i-1), gamma^i], gamma = (1 + alpha) / (1 - alpha). Buckets
@@ -38,13 +38,29 @@ fn ln_gamma() -> f64 {
     ((1.0 + ALPHA) / (1.0 - ALPHA)).ln()
 }
 
+fn bucket_of(value: u64) -> u16 {
+    if value <= 1 {
+        return 0;
+    }
+    ((value as f64).ln() / ln_gamma()).ceil().min(f64::from(LAST_BUCKET)) as u16
+}
+
 impl Sketch {
     pub fn record_us(&mut self, value: u64) {
-        let bucket = if value <= 1 {
-            0
-        } else {
-            ((value as f64).ln() / ln_gamma()).ceil().min(f64::from(LAST_BUCKET)) as u16
+        self.add(bucket_of(value), value);
+    }
+
+    /// To a relative error of 3 %: of three buckets only the middle one is used. For what is looked at, not judged by;
+    /// a third of the bytes.
+    pub fn record_coarse_us(&mut self, value: u64) {
+        let bucket = match bucket_of(value) {
+            0 => 0,
+            bucket => (bucket / 3 * 3 + 1).min(LAST_BUCKET),
         };
+        self.add(bucket, value);
+    }
+
+    fn add(&mut self, bucket: u16, value: u64) {
         *self.buckets.entry(bucket).or_default() += 1;
         self.sum_us = self.sum_us.saturating_add(value);
         self.max_us = self.max_us.max(value);
@@ -106,6 +122,20 @@ mod tests {
             let exact = values[(q * (values.len() - 1) as f64) as usize] as f64;
             let found = sketch.quantile_us(q).unwrap();
             prop_assert!((found - exact).abs() <= exact * 0.0101, "{found} for {exact}");
+        }
+
+        #[test]
+        fn coarse_quantiles_are_within_three_percent_with_a_third_of_the_buckets(
+            mut values in prop::collection::vec(2u64..3_000_000_000, 1..400), q in 0.0..1.0f64,
+        ) {
+            let mut sketch = Sketch::default();
+            values.iter().for_each(|v| sketch.record_coarse_us(*v));
+            values.sort_unstable();
+            let exact = values[(q * (values.len() - 1) as f64) as usize] as f64;
+            let found = sketch.quantile_us(q).unwrap();
+            prop_assert!((found - exact).abs() <= exact * 0.0305 + 1.0, "{found} for {exact}");
+            prop_assert!(sketch.is_sound() && sketch.count() == values.len() as u64);
+            prop_assert!(sketch.buckets.keys().all(|bucket| bucket % 3 == 1 || *bucket == LAST_BUCKET));
         }
 
         #[test]
