@@ -263,8 +263,8 @@ fn pixels(
     let at = |row: usize, column: usize, channel: usize| pixel(start + row * y + column * x + channel * c);
     Some(match channels {
         0 => return None,
-        1 | 2 => appearance(size, 1, |row, column| [at(row, column, 0); 3]),
-        _ => appearance(size, 3, |row, column| [0, 1, 2].map(|channel| at(row, column, channel))),
+        1 | 2 => appearance(size, 1, at),
+        _ => appearance(size, 3, at),
     })
 }
 

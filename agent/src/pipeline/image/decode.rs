@@ -90,14 +90,13 @@ impl Run for Decode {
 /// Of pixels from 0 to 1.
 fn seen(image: &Image, color: Color) -> Appearance {
     let Image { height, width, channels, pixels, .. } = image;
-    appearance([*height, *width], *channels, |y, x| {
-        let at = (y * width + x) * channels;
-        let part = |channel: usize| pixels.get(at + channel).map_or(f64::NAN, |v| f64::from(*v) / 255.0);
-        match color {
-            Color::Gray => [part(0); 3],
-            Color::Rgb => [part(0), part(1), part(2)],
-            Color::Bgr => [part(2), part(1), part(0)],
-        }
+    appearance([*height, *width], *channels, |y, x, channel| {
+        let channel = match color {
+            Color::Gray => 0,
+            Color::Rgb => channel,
+            Color::Bgr => 2 - channel,
+        };
+        pixels.get((y * width + x) * channels + channel).map_or(f64::NAN, |v| f64::from(*v) / 255.0)
     })
 }
 
