@@ -72,6 +72,8 @@ pub struct MonitorConfig {
     /// Bytes the memory of predictions may take, and how long it reaches back.
     pub ring_bytes: usize,
     pub ring_age: Duration,
+    /// Answers are remembered (`serving.cache`).
+    pub remembers: bool,
 }
 
 impl MonitorConfig {
@@ -85,6 +87,7 @@ impl MonitorConfig {
             label_flush: Duration::from_secs(10),
             ring_bytes: 16 << 20,
             ring_age: Duration::from_secs(14 * 86_400),
+            remembers: false,
         }
     }
 }
@@ -217,8 +220,9 @@ impl Monitor {
             Some(against) => builder.against(against),
             None => builder,
         };
+        let (on, remembers) = (self.profiling.clone(), self.config.remembers);
         let profiling =
-            profiler.map(|profiler| Profiling::new(profiler, subject.clone(), self.profiling.clone(), now));
+            profiler.map(|profiler| Profiling::new(profiler, subject.clone(), on, remembers, now));
         let recorder = Arc::new(Recorder {
             profiling,
             builder: Mutex::new(builder),

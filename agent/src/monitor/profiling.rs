@@ -20,6 +20,7 @@ pub(super) struct Profiling {
     profiler: Arc<Profiler>,
     builder: Mutex<ProfileBuilder>,
     on: Arc<AtomicBool>,
+    remembers: bool,
 }
 
 impl Profiling {
@@ -27,10 +28,11 @@ impl Profiling {
         profiler: Arc<Profiler>,
         subject: Arc<Subject>,
         on: Arc<AtomicBool>,
+        remembers: bool,
         now: Moment,
     ) -> Self {
         let builder = Mutex::new(profiler.builder(subject, now));
-        Self { profiler, builder, on }
+        Self { profiler, builder, on, remembers }
     }
     fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
@@ -56,7 +58,8 @@ impl Recorder {
     pub fn profile(&self, look: Option<&Look>, outputs: &[Tensor], classes: &[Class], pictures: &[Pictures]) {
         if let (Some(profiling), Some(look)) = (&self.profiling, look) {
             let scores = profiling.profiler.scores(outputs, classes);
-            profiling.builder.lock().take(&Seen { look, scores, pictures });
+            let remembers = profiling.remembers;
+            profiling.builder.lock().take(&Seen { look, scores, pictures, remembers });
         }
     }
 

@@ -222,7 +222,9 @@ impl Agent {
 
         let agent_clock = Arc::new(AgentClock { started, trusted: clock.clone() });
         let sink = Arc::new(ToOutbox(outbox.clone()));
-        let monitor = Arc::new(Monitor::new(MonitorConfig::new(device.clone(), boot), agent_clock, sink));
+        let watching =
+            MonitorConfig { remembers: config.cache > 0, ..MonitorConfig::new(device.clone(), boot) };
+        let monitor = Arc::new(Monitor::new(watching, agent_clock, sink));
         let slots = SlotTable::new(monitor.clone());
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

@@ -143,9 +143,10 @@ pub struct Health {
 pub struct Repeats {
     pub inputs: u64,
     pub distinct: u64,
+    /// Most of the inputs came to devices that remember answers.
     pub cache_enabled: bool,
-    /// The days it was counted over.
-    pub days: u32,
+    /// The hours it was counted over.
+    pub hours: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Pure: fewer rows with the same shape, so that a busy device weighs no more than its share.
 
 use edgefleet_shared::telemetry::{
-    Channel, ClassQuality, Moments, ProfileContent, Quality,
+    Channel, ClassQuality, Moments, ProfileContent, Quality, Repeats,
     channel::{OTHER, add_category},
 };
 use std::collections::BTreeMap;
@@ -52,6 +52,11 @@ pub(super) fn thinned(content: &ProfileContent, share: Share) -> ProfileContent 
             .map(|(kind, n)| (kind.clone(), share.apply(*n)))
             .filter(|(_, n)| *n > 0)
             .collect(),
+        repeats: content.repeats.map(|repeats| Repeats {
+            rows: share.apply(repeats.rows),
+            distinct: share.apply(repeats.distinct),
+            remembered: share.apply(repeats.remembered),
+        }),
     }
 }
 
@@ -160,7 +165,8 @@ pub(super) mod tests {
             classes: [("7".to_owned(), class)].into(),
         };
         let faults = [("decode_image".to_owned(), n / 5)].into();
-        ProfileContent { rows: n, channels: vec![channel], quality: Some(quality), faults }
+        let repeats = Some(Repeats { rows: n, distinct: n / 3, remembered: n / 2 });
+        ProfileContent { rows: n, channels: vec![channel], quality: Some(quality), faults, repeats }
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use super::{
     subject::{CohortRecord, HourPoint},
 };
 use crate::{
-    advice::{Audited, Evidence, Health, LatencyParts, Release, Scope, ScoreSeries, Slice},
+    advice::{Audited, Evidence, Health, LatencyParts, Release, Repeats, Scope, ScoreSeries, Slice},
     captures::{
         Captures,
         audited::{Z95, wilson},
@@ -24,7 +24,7 @@ use crate::{
 use edgefleet_shared::{
     bundle::{Baseline, Manifest, pipeline::Op},
     ids::{BundleName, DeviceId},
-    telemetry::{Role, Sketch},
+    telemetry::{ProfileContent, Role, Sketch},
     time::Timestamp,
 };
 use std::{
@@ -35,6 +35,7 @@ use std::{
 
 /// What counts as now: the three hours that three hourly profiles span.
 const NOW: Duration = Duration::from_secs(3 * 3_600);
+const NOW_HOURS: u32 = 3;
 /// What counts as usual.
 const USUAL: Duration = Duration::from_secs(7 * 86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -155,6 +156,7 @@ async fn of_cohort(
     slice.devices = u32::try_from(record.devices).unwrap_or(u32::MAX);
     slice.now = Some(record.now.clone()).filter(|now| now.rows > 0);
     slice.usual = Some(record.usual.content.clone()).filter(|usual| usual.rows > 0);
+    slice.repeats = slice.now.as_ref().and_then(repeats);
     let Ok(cohort) = name.parse::<Cohort>() else { return Ok(slice) };
     let (recent, week) = (back(now, NOW), back(now, USUAL));
     let lately = monitoring.total(range(bundle, Some(&cohort), recent, now)).await?;
@@ -170,7 +172,7 @@ async fn of_bundle(
     now: Timestamp,
 ) -> Option<Slice> {
     let mut slice = Slice::new(Scope::Bundle { bundle: bundle.clone() });
-    let merged = |pick: fn(&Slice) -> Option<&edgefleet_shared::telemetry::ProfileContent>| {
+    let merged = |pick: fn(&Slice) -> Option<&ProfileContent>| {
         let cohorts = slices.iter().filter(|slice| matches!(slice.scope, Scope::Cohort { .. }));
         cohorts.filter_map(pick).cloned().reduce(|mut sum, one| {
             sum.merge(&one);
@@ -212,6 +214,17 @@ fn add(slice: &mut Slice, lately: &Aggregate, before: &Aggregate) {
     let cells = week.confusion();
     let cells = cells.into_iter().map(|((truth, said), n)| (truth.to_owned(), said.to_owned(), n as f64));
     slice.confusion = cells.collect();
+}
+
+/// Inputs of the last three hours that came again within one of them, on the same device.
+fn repeats(now: &ProfileContent) -> Option<Repeats> {
+    let counted = now.repeats.filter(|counted| counted.rows > 0)?;
+    Some(Repeats {
+        inputs: counted.rows,
+        distinct: counted.distinct,
+        cache_enabled: 2 * counted.remembered >= counted.rows,
+        hours: NOW_HOURS,
+    })
 }
 
 /// `None` if no device said anything.

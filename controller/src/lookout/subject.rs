@@ -297,7 +297,7 @@ pub(super) mod tests {
         };
         let channels = ["input/x", "input/y"].into_iter().zip(shifts).map(shifted).collect();
         let quality = Quality { n: rows, expected_correct: 0.9 * rows as f64, ..Quality::default() };
-        ProfileContent { rows, channels, quality: Some(quality), faults: BTreeMap::new() }
+        ProfileContent { rows, channels, quality: Some(quality), faults: BTreeMap::new(), repeats: None }
     }
 
     /// Only the first channel moves.

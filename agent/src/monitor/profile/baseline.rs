@@ -69,7 +69,7 @@ pub fn make(
         let outputs = answer.map_err(|source| MakeError::Run { row: number, source })?;
         let found = reader.as_ref().map(|reader| reader.read(&outputs)).unwrap_or_default();
         let scores = profiler.scores(&outputs, &found);
-        let seen = Seen { look: &look, scores, pictures: &aside.pictures };
+        let seen = Seen { look: &look, scores, pictures: &aside.pictures, remembers: false };
         profiler.each_input(&seen, |channel, value| values[channel].push(value));
         profiler.each_answer(&seen.scores, |channel, value| values[channel].push(value));
         for class in &found {

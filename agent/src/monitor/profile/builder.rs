@@ -1,10 +1,14 @@
 //! A profile in the making. Pure: time comes in, nothing goes out but the finished profile.
 
-use super::{BundleBaseline, MIN_ROWS, Profiler, Seen, counter::Counter};
+use super::{
+    BundleBaseline, MIN_ROWS, Profiler, Seen,
+    counter::{Counter, rounded},
+    distinct::Distinct,
+};
 use crate::monitor::{Class, Moment, Subject};
 use edgefleet_shared::{
     bundle::{BaselineQuality, ChannelKind},
-    telemetry::{ClassQuality, Profile, ProfileContent, Quality, channel::OTHER, window::MAX_KEYS},
+    telemetry::{ClassQuality, Profile, ProfileContent, Quality, Repeats, channel::OTHER, window::MAX_KEYS},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,6 +27,8 @@ pub struct ProfileBuilder {
     faults: Vec<u64>,
     /// Operations that refused a request.
     refused: BTreeMap<String, u64>,
+    distinct: Distinct,
+    remembered: u64,
 }
 
 /// [`Quality`] by index of the class.
@@ -76,6 +82,8 @@ impl ProfileBuilder {
             quality: Sums::default(),
             faults,
             refused: BTreeMap::new(),
+            distinct: Distinct::default(),
+            remembered: 0,
         }
     }
 
@@ -84,6 +92,9 @@ impl ProfileBuilder {
         self.rows = self.rows.saturating_add(seen.look.rows);
         let counters = &mut self.counters;
         self.profiler.each_input(seen, |channel, value| counters[channel].take(value));
+        let before = self.distinct.rows();
+        self.profiler.each_row(seen, &mut self.distinct);
+        self.remembered += if seen.remembers { self.distinct.rows() - before } else { 0 };
         for (sum, n) in self.faults.iter_mut().zip(&seen.look.faults) {
             *sum += n;
         }
@@ -162,6 +173,13 @@ impl ProfileBuilder {
             sum.n += class.n;
             sum.expected_correct += class.expected_correct;
         }
+        // A sum of so many shares of one is not known to more digits.
+        let brief = |sum: f64, n: u64| rounded(sum, 5).min(n as f64);
+        for class in total.classes.values_mut() {
+            class.expected_correct = brief(class.expected_correct, class.n);
+        }
+        total.expected_correct = brief(total.expected_correct, total.n);
+        total.variance = brief(total.variance, total.n).min(0.25 * total.n as f64);
         let sums = std::mem::replace(&mut self.faults, vec![0; plan.faults.len()]);
         let named = plan.faults.iter().cloned().zip(sums);
         let refused = std::mem::take(&mut self.refused);
@@ -172,6 +190,13 @@ impl ProfileBuilder {
         if rows > 0 && matches!(self.profiler.baseline, BundleBaseline::Broken) {
             faults.insert(BROKEN_BASELINE.to_owned(), 1);
         }
-        ProfileContent { rows, channels, quality: (total.n > 0).then_some(total), faults }
+        let distinct = std::mem::take(&mut self.distinct);
+        let remembered = std::mem::take(&mut self.remembered);
+        let repeats = (distinct.rows() > 0).then(|| Repeats {
+            rows: distinct.rows(),
+            distinct: distinct.estimate(),
+            remembered,
+        });
+        ProfileContent { rows, channels, quality: (total.n > 0).then_some(total), faults, repeats }
     }
 }

@@ -9,7 +9,7 @@ use edgefleet_shared::{
 };
 use std::collections::BTreeMap;
 
-/// Digits of the numbers that go over the wire: two devices' worth of noise is far above the seventh.
+/// Digits of numbers that do not scatter.
 const DIGITS: usize = 6;
 
 /// Beyond it the square of a number is none any more; such a value counts as missing.
@@ -121,16 +121,15 @@ impl Counter {
         let counted = names.iter().map(String::as_str).chain([OTHER]).zip(&done.categories);
         let categories: BTreeMap<_, _> =
             counted.filter(|(_, n)| **n > 0).map(|(name, n)| (name.to_owned(), *n)).collect();
-        let Moments { n, mean, m2, min, max } = done.moments;
-        let [mean, m2, min, max] = [mean, m2, min, max].map(|x| rounded(x, DIGITS));
         Channel {
             id: id.clone(),
             n: done.n,
             missing: done.missing,
             bins: done.bins,
-            moments: Moments { n, mean, m2, min, max },
+            moments: brief(done.moments),
             categories,
-            lag1: rounded(done.pairs.lag1(), 2),
+            // Of a few hundred rows it is known to some hundredths.
+            lag1: (100.0 * done.pairs.lag1()).round() / 100.0,
             longest_run: done.longest,
         }
     }
@@ -141,7 +140,67 @@ impl Counter {
     }
 }
 
+/// With the digits that can matter: the mean to a thousandth of the spread or finer, the extremes to a tenth, outwards,
+/// so that the mean stays between them. Digits of chance would be most of a profile's bytes.
+fn brief(moments: Moments) -> Moments {
+    let Moments { n, mean, m2, min, max } = moments;
+    let few = || {
+        let [mean, m2, min, max] = [mean, m2, min, max].map(|x| rounded(x, DIGITS));
+        Moments { n, mean, m2, min, max }
+    };
+    let Some(std) = moments.std().filter(|std| std.is_normal()) else { return few() };
+    // Places behind the point at which one is between a hundredth and a tenth of the spread.
+    let places = 1 - std.log10().floor() as i32;
+    let at = |x: f64, places: i32, whole: fn(f64) -> f64| match places {
+        0.. => whole(x * 10f64.powi(places)) / 10f64.powi(places),
+        _ => whole(x / 10f64.powi(-places)) * 10f64.powi(-places),
+    };
+    let brief = Moments {
+        n,
+        mean: at(mean, places + 2, f64::round),
+        m2: rounded(m2, 3),
+        min: at(min, places, f64::floor),
+        max: at(max, places, f64::ceil),
+    };
+    // Powers of ten beyond 22 are not exact, and an offset may be far larger than the spread.
+    let is_exact = places.abs() < 21 && [min, max].iter().all(|x| x.abs() < 1e9 * std);
+    if is_exact && brief.is_sound() { brief } else { few() }
+}
+
 /// To so many digits after the first; never turns the order of two numbers round.
 pub(super) fn rounded(x: f64, digits: usize) -> f64 {
     format!("{x:.digits$e}").parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn brief_moments_are_sound_and_near(
+            values in prop::collection::vec(-1.0..1.0f64, 1..60), scale in -30..30i32, offset in -1e4..1e4f64,
+        ) {
+            let mut exact = Moments::default();
+            values.iter().for_each(|x| exact.take((x + offset) * 10f64.powi(scale)));
+            let brief = brief(exact);
+            prop_assert!(brief.is_sound() && brief.n == exact.n, "{brief:?} of {exact:?}");
+            let spread = exact.std().unwrap_or(0.0);
+            let slack = 1e-6 * exact.mean.abs().max(exact.min.abs()).max(exact.max.abs());
+            prop_assert!((brief.mean - exact.mean).abs() <= spread / 1_000.0 + slack, "{brief:?} of {exact:?}");
+            prop_assert!((brief.m2 - exact.m2).abs() <= exact.m2 / 1_000.0, "{brief:?} of {exact:?}");
+            for (near, far) in [(brief.min, exact.min), (brief.max, exact.max)] {
+                prop_assert!((near - far).abs() <= spread / 10.0 + slack, "{brief:?} of {exact:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_on_the_wire_are_short() {
+        let mut exact = Moments::default();
+        (0..1_000).for_each(|n| exact.take(f64::from(n as f32 * 0.37 % 7.3)));
+        let text = serde_json::to_string(&brief(exact)).unwrap();
+        assert!(text.len() < 58, "{text}");
+    }
 }

@@ -9,12 +9,14 @@ pub mod baseline;
 mod builder;
 pub mod calibration;
 mod counter;
+mod distinct;
 pub mod plan;
 mod read;
 mod score;
 mod signs;
 
 pub use builder::ProfileBuilder;
+use distinct::Distinct;
 use plan::What;
 pub use plan::{ChannelPlan, PlannedChannel};
 pub use read::{Look, number};
@@ -95,6 +97,8 @@ pub(super) struct Seen<'a> {
     pub(super) scores: Scores,
     /// Of the pipeline, by step.
     pub(super) pictures: &'a [Pictures],
+    /// The device remembers answers.
+    pub(super) remembers: bool,
 }
 
 impl Profiler {
@@ -150,6 +154,18 @@ impl Profiler {
             for picture in seen.pictures.iter().filter(|p| p.step == step).flat_map(|p| &p.appearances) {
                 (of.first..).zip(picture).for_each(|(channel, value)| put(channel, *value));
             }
+        }
+    }
+
+    /// What one row's channels say, row after row: equal for inputs that look alike.
+    fn each_row(&self, seen: &Seen<'_>, distinct: &mut Distinct) {
+        let plan = &self.plan;
+        let decoded = |row: usize| {
+            let all = seen.pictures.iter().filter_map(move |picture| picture.appearances.get(row));
+            all.flatten().copied()
+        };
+        for (number, row) in seen.look.values.chunks_exact(plan.of_inputs.max(1)).enumerate() {
+            distinct.take(row.iter().copied().chain(decoded(number * seen.look.stride)));
         }
     }
 

@@ -72,7 +72,7 @@ fn content(profiler: Profiler, requests: &[(Vec<Tensor>, Vec<Tensor>, Vec<Class>
     let mut builder = profiler.builder(subject(), at(0));
     for (inputs, outputs, classes) in requests {
         let (look, scores) = (profiler.look(inputs), profiler.scores(outputs, classes));
-        builder.take(&Seen { look: &look, scores, pictures: &[] });
+        builder.take(&Seen { look: &look, scores, pictures: &[], remembers: false });
     }
     let content = builder.cut(at(1_000)).map(|profile| profile.content).unwrap_or_default();
     assert!(content.is_sound(), "{content:?}");
@@ -280,7 +280,7 @@ fn a_few_rows_wait_for_others_unless_none_follow() {
     assert!(!builder.is_ready(true) && builder.cut(at(6)).is_none());
     let take = |builder: &mut ProfileBuilder| {
         let look = profiler.look(&[floats("x", &[1], [1.0])]);
-        builder.take(&Seen { look: &look, scores: Scores::default(), pictures: &[] });
+        builder.take(&Seen { look: &look, scores: Scores::default(), pictures: &[], remembers: false });
     };
     (0..MIN_ROWS - 1).for_each(|_| take(&mut builder));
     assert!(!builder.is_ready(false) && builder.is_ready(true));

@@ -139,7 +139,8 @@ pub(in super::super) fn repeats(evidence: &Evidence, _: &AdviceSettings, now: Ti
         let saved_share = cache_saving(repeats.inputs, distinct);
         let found = (saved_share > REPEATS && !repeats.cache_enabled).then(|| {
             let each = slice.latency.map_or(0.0, |parts| parts.infer_mean.max(0.0));
-            let saved_ms_per_day = (repeats.inputs - distinct) as f64 * each / f64::from(repeats.days.max(1));
+            let saved_ms_per_day =
+                (repeats.inputs - distinct) as f64 * each * 24.0 / f64::from(repeats.hours.max(1));
             Finding::new(
                 RuleId::A20,
                 slice.scope.clone(),

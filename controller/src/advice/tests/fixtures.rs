@@ -266,7 +266,9 @@ fn operation() -> Vec<Fixture> {
         })
     };
     let repeats = |distinct: u64, cache_enabled: bool| {
-        slice(move |slice| slice.repeats = Some(Repeats { inputs: 10_000, distinct, cache_enabled, days: 7 }))
+        slice(move |slice| {
+            slice.repeats = Some(Repeats { inputs: 10_000, distinct, cache_enabled, hours: 168 })
+        })
     };
     let around = |pre: f64| {
         slice(move |slice| slice.latency = Some(LatencyParts { pre_mean: pre, ..parts(0.1, 10.0) }))

@@ -258,7 +258,7 @@ pub(super) fn disturb(slice: &mut Slice, n: &dyn Fn(usize) -> f64, c: &dyn Fn(us
     };
     (slice.health, slice.health_usual) = (Some(health(31)), Some(health(35)));
     slice.repeats =
-        Some(Repeats { inputs: c(20), distinct: c(21), cache_enabled: false, days: c(22) as u32 });
+        Some(Repeats { inputs: c(20), distinct: c(21), cache_enabled: false, hours: c(22) as u32 });
     slice.captures = vec![CaptureCounts {
         strategy: "low-margin".into(),
         seen: c(23),
