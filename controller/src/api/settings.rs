@@ -18,7 +18,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use edgefleet_shared::{desired::Settings, ids::DeviceId, selector::Selector};
+use edgefleet_shared::{desired::Settings, ids::DeviceId, selector::Selector, time::Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -46,6 +46,10 @@ pub struct RuleBody {
     /// The fields to set; the others keep what rules before it or the defaults say.
     #[schema(value_type = Object, example = json!({"window_secs": 60}))]
     pub set: Map<String, Value>,
+    /// When the rule ends by itself; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
 }
 
 /// All rules, in the order in which they apply.
@@ -69,8 +73,8 @@ async fn put_rule(
     Path(name): Path<String>,
     ApiJson(body): ApiJson<RuleBody>,
 ) -> Result<Json<Rule>, Problem> {
-    let RuleBody { order, select, set } = body;
-    let new = NewRule { name, order, select, set };
+    let RuleBody { order, select, set, until } = body;
+    let new = NewRule { name, order, select, set, until };
     let rule = operations.settings.put(&caller.actor(), new, clock::now()).await?;
     operations.driver.order(Order::SettingsChanged).await;
     Ok(Json(rule))
@@ -115,6 +119,7 @@ impl From<RuleError> for Problem {
             RuleError::Store(error) => FleetError::from(error).into(),
             RuleError::Setting { .. }
             | RuleError::Name { .. }
+            | RuleError::Over { .. }
             | RuleError::Empty { .. }
             | RuleError::TooLarge { .. } => Self::bad_request("rule-invalid", detail),
         }

@@ -3,12 +3,13 @@
 use super::{context::Context, failure::Failure, table};
 use crate::{
     api::settings::RuleBody,
+    clock,
     settings::{Rule, usual_order},
 };
 use clap::{Args, Subcommand};
 use edgefleet_shared::{desired::Settings, ids::DeviceId, selector::Selector};
 use serde_json::{Map, Value};
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 #[derive(Debug, Subcommand)]
 pub enum SettingsCommand {
@@ -30,6 +31,7 @@ pub enum SettingsCommand {
 #[command(after_help = "Examples:
   edgefleet settings set fleet window_secs=60
   edgefleet settings set plant-7 --select site=plant-7 profile_secs=600 transport=mqtt
+  edgefleet settings set look --select site=plant-7 --for 12h window_secs=10
   edgefleet settings set ships --select link=satellite telemetry.bytes_per_day=60000 telemetry.metered=essential
 
 Settings: window_secs, profile_secs, heartbeat_secs, transport (auto, mqtt, https), https_above_bytes, block_bytes,
@@ -46,6 +48,9 @@ pub struct SetArgs {
     /// Rules apply in ascending order, then by name; a later one wins
     #[arg(long, default_value_t = usual_order())]
     order: u32,
+    /// The rule ends by itself after this time, as in `90m`, `12h`, `7d` [default: never]
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    lasts: Option<Duration>,
 }
 
 /// `FIELD=VALUE`; `a.b=1` sets a field of a field.
@@ -95,12 +100,14 @@ impl SettingsCommand {
                 let all: Vec<Rule> = client.get("/api/v1/settings").await?;
                 context.print(&all, |all| list(all))
             }
-            Self::Set(SetArgs { name, set, select, order }) => {
+            Self::Set(SetArgs { name, set, select, order, lasts }) => {
                 let mut fields = Map::new();
                 set.into_iter().for_each(|one| one.write(&mut fields));
-                let body = RuleBody { order, select, set: fields };
+                let until = lasts.map(|lasts| clock::now() + lasts);
+                let body = RuleBody { order, select, set: fields, until };
                 let rule: Rule = client.put(&format!("/api/v1/settings/{name}"), &body).await?;
-                context.print(&rule, |rule| format!("rule {} holds for {}", rule.name, whom(rule)))
+                context
+                    .print(&rule, |rule| format!("rule {} holds for {}{}", rule.name, whom(rule), ends(rule)))
             }
             Self::Remove { name } => {
                 let rule: Rule = client.delete(&format!("/api/v1/settings/{name}")).await?;
@@ -118,6 +125,10 @@ fn whom(rule: &Rule) -> String {
     rule.select.as_ref().map_or_else(|| "the whole fleet".to_owned(), ToString::to_string)
 }
 
+fn ends(rule: &Rule) -> String {
+    rule.until.map_or_else(String::new, |until| format!(" until {until}"))
+}
+
 fn list(all: &[Rule]) -> String {
     if all.is_empty() {
         return "no rules: every device has the default settings".to_owned();
@@ -125,9 +136,10 @@ fn list(all: &[Rule]) -> String {
     let rows = all.iter().map(|rule| {
         let set: Vec<_> = rule.set.iter().map(|(field, value)| format!("{field}={value}")).collect();
         let by = format!("{} {}", rule.by, rule.at);
-        vec![rule.name.clone(), rule.order.to_string(), whom(rule), set.join(" "), by]
+        let until = rule.until.map_or_else(|| "-".to_owned(), |until| until.to_string());
+        vec![rule.name.clone(), rule.order.to_string(), whom(rule), set.join(" "), until, by]
     });
-    table::of(&["RULE", "ORDER", "DEVICES", "SETS", "BY"], rows)
+    table::of(&["RULE", "ORDER", "DEVICES", "SETS", "UNTIL", "BY"], rows)
 }
 
 fn show(settings: &Settings) -> String {

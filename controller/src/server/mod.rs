@@ -74,6 +74,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the store's health and the server certificate are looked at.
 const WATCH: Duration = Duration::from_secs(5);
+/// How often rules are looked at whose time may be over.
+const RULES_LOOKED_AT: Duration = Duration::from_secs(30);
 /// After this many looks the certificate is due for a look too: about once in an hour.
 const CERTIFICATE_LOOKS: u32 = 720;
 /// Answers to commands that may wait for their asker.
@@ -266,7 +268,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         events: event_totals,
         findings,
         states,
-        settings,
+        settings: settings.clone(),
         lookout,
         taking,
     });
@@ -332,6 +334,8 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> anyhow
         println!("Made the first administrator's token: {}", data.admin_token().display());
     }
     let trust = keys.trust.clone();
+    let (rules, told) = (settings, orders.clone());
+    tasks.spawn("settings", |stop| end_rules(rules, told, stop));
     tasks.spawn("trust", |stop| watch_trust(trust, orders, stop));
     let stopped = stop_api.clone();
     let serving =
@@ -464,6 +468,25 @@ async fn watch_trust(
             () = stop.cancelled() => return,
         }
         orders.order(Order::TrustChanged).await;
+    }
+}
+
+/// Takes rules away whose time is over, and has devices told.
+async fn end_rules(rules: SettingsRules, orders: crate::driver::DriverHandle, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(RULES_LOOKED_AT);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match rules.end(clock::now()).await {
+            Ok(ended) if ended.is_empty() => {}
+            Ok(ended) => {
+                tracing::info!(rules = ?ended, "settings.end");
+                orders.order(Order::SettingsChanged).await;
+            }
+            Err(error) => tracing::error!(%error, "settings.end"),
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub enum RuleError {
     TooLarge { name: String, found: usize },
     #[error("there are {MAX_RULES} rules already; remove one")]
     Full,
+    #[error("rule `{name}` would end at {until}, which is over")]
+    Over { name: String, until: Timestamp },
     #[error("there is no rule named `{name}`")]
     Unknown { name: String },
     #[error(transparent)]
@@ -54,6 +56,8 @@ pub struct NewRule {
     pub order: u32,
     pub select: Option<Selector>,
     pub set: Map<String, Value>,
+    /// When it ends by itself.
+    pub until: Option<Timestamp>,
 }
 
 /// All rules. Cheap to clone.
@@ -103,7 +107,7 @@ impl SettingsRules {
     /// # Errors
     /// [`RuleError`].
     pub async fn put(&self, actor: &Actor, new: NewRule, now: Timestamp) -> Result<Rule, RuleError> {
-        let NewRule { name, order, select, set } = new;
+        let NewRule { name, order, select, set, until } = new;
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > 40 || !name.chars().all(fits) {
             return Err(RuleError::Name { found: name.chars().take(60).collect() });
@@ -116,7 +120,10 @@ impl SettingsRules {
             return Err(RuleError::TooLarge { name, found });
         }
         check(&set).map_err(|source| RuleError::Setting { name: name.clone(), source })?;
-        let rule = Rule { name, order, select, set, by: actor.name().to_owned(), at: now };
+        if let Some(until) = until.filter(|until| *until <= now) {
+            return Err(RuleError::Over { name, until });
+        }
+        let rule = Rule { name, order, select, set, by: actor.name().to_owned(), at: now, until };
         let added = rule.clone();
         self.change(actor, "settings.put", &rule.name.clone(), now, |rules| {
             rules.retain(|old| old.name != rule.name);
@@ -143,6 +150,32 @@ impl SettingsRules {
         })
         .await?;
         removed.ok_or_else(unknown)
+    }
+
+    /// Takes away the rules whose time is over, and says which. Devices are told by the caller.
+    ///
+    /// # Errors
+    /// [`RuleError::Store`].
+    pub async fn end(&self, now: Timestamp) -> Result<Vec<String>, RuleError> {
+        let over: Vec<_> =
+            self.current().iter().filter(|rule| rule.is_over(now)).map(|rule| rule.name.clone()).collect();
+        let mut ended = Vec::new();
+        for name in over {
+            // Somebody may have written it anew meanwhile.
+            let mut is_over = false;
+            self.change(&Actor::controller(), "settings.end", &name, now, |rules| {
+                let before = rules.len();
+                rules.retain(|rule| rule.name != name || !rule.is_over(now));
+                is_over = rules.len() < before;
+                if is_over { Ok(()) } else { Err(RuleError::Unknown { name: name.clone() }) }
+            })
+            .await
+            .or_else(|error| if matches!(error, RuleError::Unknown { .. }) { Ok(()) } else { Err(error) })?;
+            if is_over {
+                ended.push(name);
+            }
+        }
+        Ok(ended)
     }
 
     async fn change(
@@ -191,7 +224,8 @@ mod tests {
 
     fn new(name: &str, select: Option<&str>, set: Value) -> NewRule {
         let Value::Object(set) = set else { panic!("an object") };
-        NewRule { name: name.into(), order: usual_order(), select: select.map(|s| s.parse().unwrap()), set }
+        let select = select.map(|s| s.parse().unwrap());
+        NewRule { name: name.into(), order: usual_order(), select, set, until: None }
     }
 
     async fn open(home: &TestFleet) -> SettingsRules {
@@ -220,6 +254,29 @@ mod tests {
         assert!(matches!(again.remove(&actor(), "line-4", start()).await, Err(RuleError::Unknown { .. })));
         let stranger = "dev-nobody".parse().unwrap();
         assert_eq!(again.of(&stranger).window_secs, 60);
+    }
+
+    #[tokio::test]
+    async fn a_rule_ends_when_its_time_is_over() {
+        let home = TestFleet::new().await;
+        let rules = open(&home).await;
+        let hour = |n: u64| start() + std::time::Duration::from_secs(n * 3_600);
+        let for_hours = |name: &str, n: Option<u64>| NewRule {
+            until: n.map(hour),
+            ..new(name, None, json!({"window_secs": 60}))
+        };
+        for (name, ends) in [("short", Some(1)), ("long", Some(9)), ("for-good", None)] {
+            rules.put(&actor(), for_hours(name, ends), start()).await.unwrap();
+        }
+        let late = rules.put(&actor(), for_hours("late", Some(1)), hour(2)).await.unwrap_err();
+        assert!(matches!(late, RuleError::Over { .. }), "{late}");
+        assert!(rules.end(start()).await.unwrap().is_empty());
+        assert_eq!(rules.end(hour(2)).await.unwrap(), ["short"]);
+        // Prolonged in time.
+        rules.put(&actor(), for_hours("long", Some(20)), hour(3)).await.unwrap();
+        assert!(rules.end(hour(10)).await.unwrap().is_empty());
+        let names: Vec<_> = open(&home).await.current().iter().map(|rule| rule.name.clone()).collect();
+        assert_eq!(names, ["for-good", "long"]);
     }
 
     #[tokio::test]

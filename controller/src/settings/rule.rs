@@ -27,6 +27,15 @@ pub struct Rule {
     pub set: Map<String, Value>,
     pub by: String,
     pub at: Timestamp,
+    /// When it ends by itself; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+impl Rule {
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
 }
 
 /// Of a rule that says none: room before it and behind.
@@ -145,7 +154,7 @@ mod tests {
     fn rule(name: &str, order: u32, select: Option<&str>, set: Value) -> Rule {
         let Value::Object(set) = set else { panic!("an object") };
         let select = select.map(|text| text.parse().unwrap());
-        Rule { name: name.into(), order, select, set, by: "ann".into(), at: Timestamp::EPOCH }
+        Rule { name: name.into(), order, select, set, by: "ann".into(), at: Timestamp::EPOCH, until: None }
     }
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

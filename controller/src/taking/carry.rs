@@ -18,6 +18,7 @@ use edgefleet_shared::{
     ids::{BundleName, RolloutId},
     time::Timestamp,
 };
+use std::time::Duration;
 
 /// How a person wants it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,8 +103,9 @@ impl Taking {
             }
             // The filter is saved with the record.
             Doing::OpenQueue { .. } => Ok(done(step, None, None)),
-            Doing::SetRule { rule, order, select, set } => {
-                let new = NewRule { name: rule.clone(), order, select, set };
+            Doing::SetRule { rule, order, select, set, days } => {
+                let until = now + Duration::from_secs(u64::from(days) * 86_400);
+                let new = NewRule { name: rule.clone(), order, select, set, until: Some(until) };
                 self.parts.settings.put(actor, new, now).await?;
                 Ok(done(step, Some(rule), None))
             }

@@ -105,7 +105,7 @@ async fn settings(State(web): State<Arc<Web>>, visitor: Visitor) -> Result<Respo
             @if rules.is_empty() { p .empty { "No rules: every device has the defaults. Set some: " code { "edgefleet settings set" } } } @else {
                 div .wide tabindex="0" {
                     table {
-                        thead { tr { th scope="col" { "Rule" } th scope="col" .number { "Order" } th scope="col" { "Devices" } th scope="col" { "Sets" } th scope="col" { "By" } } }
+                        thead { tr { th scope="col" { "Rule" } th scope="col" .number { "Order" } th scope="col" { "Devices" } th scope="col" { "Sets" } th scope="col" { "Ends" } th scope="col" { "By" } } }
                         tbody {
                             @for rule in rules.iter() {
                                 tr {
@@ -113,6 +113,7 @@ async fn settings(State(web): State<Arc<Web>>, visitor: Visitor) -> Result<Respo
                                     td .number { (rule.order) }
                                     td { @match &rule.select { Some(selector) => code { (selector) }, None => "all" } }
                                     td { @for (key, value) in &rule.set { div { code { (key) " = " (value) } } } }
+                                    td { @match rule.until { Some(until) => (ago(until, now)), None => (NONE) } }
                                     td { (rule.by) ", " (ago(rule.at, now)) }
                                 }
                             }

@@ -23,6 +23,8 @@ use std::collections::BTreeMap;
 
 /// After people's own rules, which have 100 if they say nothing: what was asked for last holds.
 const RULE_ORDER: u32 = 200;
+/// Such a rule is for a while: labels are there by then, or nobody wanted them.
+const RULE_DAYS: u32 = 30;
 /// Devices that are named one by one.
 const NAMED: usize = 8;
 
@@ -187,10 +189,12 @@ fn captures_rule(finding: &Finding, state: &State, policy: &CapturePolicy, text:
         Some(_) => "",
         None => " So far they keep none: inputs come to the controller then.",
     };
-    let text = format!("{text}{news} Take the rule away when it is no longer needed.");
+    let text = format!(
+        "{text}{news} It ends after {RULE_DAYS} days; take it away earlier if it is no longer needed."
+    );
     let commands = vec![format!("edgefleet settings remove {rule}")];
     let select = Some(select).filter(|select| *select != Selector::everything());
-    Step { commands, ..step(text, Doing::SetRule { rule, order: RULE_ORDER, select, set }) }
+    Step { commands, ..step(text, Doing::SetRule { rule, order: RULE_ORDER, select, set, days: RULE_DAYS }) }
 }
 
 fn quota(finding: &Finding, state: &State, strategy: &str, to: u64) -> Vec<Step> {

@@ -49,6 +49,8 @@ pub enum Doing {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         select: Option<Selector>,
         set: Map<String, Value>,
+        /// It ends by itself after so many days.
+        days: u32,
     },
     /// A bundle of the same model blobs, for a publisher to sign.
     MakeBundle {
