@@ -9,10 +9,13 @@ use super::{
     rollouts::preview_of,
 };
 use crate::{
-    advice::{Finding, RuleId},
+    advice::{
+        Finding, RuleId,
+        take::{Doing, Step},
+    },
     clock,
     driver::Order,
-    fleet::{FleetError, roles::Permission},
+    fleet::{Actor, FleetError, roles::Permission},
     ingest::MonitorError,
     rollouts::preview::Preview,
     taking::{BundleFile, Consent, Outcome, Prepared, TakeError, TakenRecord, TakenStep},
@@ -83,35 +86,62 @@ async fn take_advice(
 ) -> Result<Json<TakeAnswer>, Problem> {
     let (actor, now) = (caller.actor(), clock::now());
     let consent = Consent { confirmed, publisher: caller.can(Permission::ModelsWrite) };
-    if !dry_run {
-        let (finding, record, new) = operations.taking.take(&id, &actor, consent, now).await?;
-        if new {
-            operations.driver.order(Order::SettingsChanged).await;
-        }
-        return Ok(Json(taken(&finding, record, new)));
+    let answer = match dry_run {
+        true => look(&operations, &id, &actor, consent, now).await?,
+        false => carry_out(&operations, &id, &actor, consent, now).await?,
+    };
+    Ok(Json(answer))
+}
+
+/// Does it, once.
+///
+/// # Errors
+/// As the API tells them.
+pub(crate) async fn carry_out(
+    operations: &Operations,
+    id: &str,
+    actor: &Actor,
+    consent: Consent,
+    now: Timestamp,
+) -> Result<TakeAnswer, Problem> {
+    let (finding, record, new) = operations.taking.take(id, actor, consent, now).await?;
+    if new {
+        operations.driver.order(Order::SettingsChanged).await;
     }
-    let Prepared { finding, state, steps, taken: earlier } = operations.taking.prepare(&id, now).await?;
+    Ok(taken(&finding, record, new))
+}
+
+/// What taking it would do, or did.
+///
+/// # Errors
+/// As the API tells them.
+pub(crate) async fn look(
+    operations: &Operations,
+    id: &str,
+    actor: &Actor,
+    consent: Consent,
+    now: Timestamp,
+) -> Result<TakeAnswer, Problem> {
+    let Prepared { finding, state, steps, taken: earlier } = operations.taking.prepare(id, now).await?;
     if let Some(record) = earlier {
-        return Ok(Json(taken(&finding, record, false)));
+        return Ok(taken(&finding, record, false));
     }
     let mut previews = Vec::new();
     for step in &steps {
         if let Some(request) = operations.taking.request(step, &finding, &state, consent).await? {
-            previews.push(preview_of(&operations, &request, actor.name(), now).await?);
+            previews.push(preview_of(operations, &request, actor.name(), now).await?);
         }
     }
-    let planned = |step: crate::advice::take::Step| TakenStep {
+    let planned = |step: Step| TakenStep {
         outcome: match &step.doing {
-            crate::advice::take::Doing::Look | crate::advice::take::Doing::ByHand { .. } => {
-                Outcome::ForPeople
-            }
+            Doing::Look | Doing::ByHand { .. } => Outcome::ForPeople,
             _ => Outcome::WouldBeDone,
         },
         step,
         made: None,
         manifest: None,
     };
-    Ok(Json(TakeAnswer {
+    Ok(TakeAnswer {
         outcome: "would".to_owned(),
         advice: state.advice,
         rule: finding.rule,
@@ -121,7 +151,7 @@ async fn take_advice(
         by: None,
         at: None,
         previews,
-    }))
+    })
 }
 
 fn taken(finding: &Finding, record: TakenRecord, new: bool) -> TakeAnswer {

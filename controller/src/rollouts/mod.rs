@@ -41,6 +41,7 @@ pub use hearing::{Clerk, Ears};
 pub use history::{History, bad_rate};
 pub use naming::rollout_id;
 pub use roster::{Enlisted, Roster};
+pub(crate) use service::CONFIRM_ABOVE;
 pub use service::{NewRolloutRequest, OrderError, Rollouts, StartError};
 pub use verdicts::{SignedVerdict, VERDICT_LOG};
 pub use working::{Aftermath, Working};

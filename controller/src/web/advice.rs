@@ -7,10 +7,11 @@ use super::{
     guard::{Fields, Visitor},
     layout::{self, Tab, csrf},
     plot::{Chart, Dot, Look, Series, Unit, pairs},
+    take,
     words::{ago, badge, bundle, device, encoded, figure, name, prose},
 };
 use crate::{
-    advice::{Action, Plot, Scope, command},
+    advice::{Action, Plot, Scope, Standing, command},
     api::problem::Problem,
     fleet::roles::Permission,
     lookout::Marked,
@@ -63,9 +64,11 @@ async fn show(
     let one = web.operations.lookout.one_advice(&id).await?;
     let tracked = &one.record.tracked;
     let finding = &tracked.finding;
+    let taken = web.operations.taking.taken(one.record.id.as_str()).await?;
+    let is_over = matches!(tracked.standing, Standing::Resolved { .. });
     let now = web.now();
     let body = html! {
-        section #advice data-live="advice advice-mark" {
+        section #advice data-live="advice advice-mark advice-taken" {
             p { (severity(finding.severity)) " " (standing(&one, now)) " "
                 (badge("", &format!("confidence {}", name(finding.confidence)))) " " (badge("", &finding.rule.to_string())) }
             dl .facts {
@@ -81,6 +84,7 @@ async fn show(
             p { "From a terminal: " code { (command(one.record.id.as_str(), &finding.action)) } }
             (action(&finding.action))
             (steps(&web, &finding.scope, &finding.action))
+            (take::offer(&visitor, one.record.id.as_str(), taken.as_ref(), is_over, now))
             @if !finding.numbers.is_empty() {
                 h2 { "Numbers" }
                 dl .facts { @for (name, value) in &finding.numbers { dt { (name.replace('_', " ")) } dd { (figure(*value)) } } }

@@ -24,6 +24,7 @@ mod plot;
 mod rollouts;
 mod session;
 mod sign;
+mod take;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -114,7 +115,7 @@ pub fn rules() -> Vec<RouteRule> {
 fn table() -> Table {
     let all = Table::default();
     let all = sign::routes(assets::routes(all));
-    let all = models::routes(advice::routes(findings::routes(all)));
+    let all = models::routes(take::routes(advice::routes(findings::routes(all))));
     let all = rollouts::routes(device::routes(fleet::routes(all)));
     live::routes(people::routes(overview::routes(all)))
 }

@@ -182,6 +182,59 @@ async fn what_people_say_on_a_page_is_what_the_api_then_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn advice_is_taken_after_a_look_at_what_it_does() {
+    let house = House::with(3).await;
+    let (admin, operator) = (house.person("admin").await, house.person("operator").await);
+    let api = async |path: &str| {
+        let request = house.client.get(format!("{}{path}", house.url)).bearer_auth(&house.admin);
+        request.send().await.unwrap().json::<serde_json::Value>().await.unwrap()
+    };
+    let advice = api("/api/v1/advice").await;
+    let (mut rules, mut needing, mut taken) = (0, 0, 0);
+    for one in advice.as_array().unwrap() {
+        let id = one["id"].as_str().unwrap();
+        let (about, path) = (format!("/advice/{id}"), format!("/advice/{id}/take"));
+        let page = house.get(&about, Some(&admin.cookie)).await.text().await.unwrap();
+        assert!(page.contains("Take it…") && page.contains(&path), "{page}");
+        let look = house.get(&path, Some(&operator.cookie)).await;
+        let status = look.status();
+        let look = look.text().await.unwrap();
+        check(&path, &look);
+        if status != StatusCode::OK {
+            // What it would roll out was never pushed here.
+            assert!(status == StatusCode::NOT_FOUND && look.contains("there is no bundle"), "{look}");
+            continue;
+        }
+        assert!(look.contains("What would be done"), "{look}");
+        if look.contains("which needs a publisher") {
+            needing += 1;
+            let refused =
+                house.post(&path, &operator.cookie, format!("csrf={}&confirmed=yes", operator.csrf)).await;
+            assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+        }
+        let form = format!("csrf={}&confirmed=yes", admin.csrf);
+        let answer = house.post(&path, &admin.cookie, form).await;
+        if answer.status() != StatusCode::SEE_OTHER {
+            let status = answer.status();
+            assert!(status.is_client_error(), "{status} {}", answer.text().await.unwrap());
+            continue;
+        }
+        taken += 1;
+        rules += usize::from(look.contains("<dt>Rule</dt>"));
+        let done = house.get(&path, Some(&admin.cookie)).await.text().await.unwrap();
+        check(&path, &done);
+        assert!(done.contains("What was done") && !done.contains("Do it"), "{done}");
+        let page = house.get(&about, Some(&admin.cookie)).await.text().await.unwrap();
+        assert!(page.contains("what was done") && !page.contains("Take it…"), "{page}");
+    }
+    assert!(rules > 0 && taken > 5, "{rules} rules, {needing} need a publisher, {taken} taken");
+    assert_eq!(api("/api/v1/settings").await.as_array().unwrap().len(), rules);
+    let odd = house.post("/advice/adv-none/take", &admin.cookie, format!("csrf={}&confirmed=so", admin.csrf));
+    assert_eq!(odd.await.status(), StatusCode::BAD_REQUEST);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_told_to_who_looks_and_again_to_who_comes_back() {
     let house = House::with(3).await;
     let person = house.person("operator").await;
