@@ -1,6 +1,10 @@
 //! What every command shares: how to print, and where the controller is.
 
-use super::{client::ApiClient, failure::Failure};
+use super::{
+    client::ApiClient,
+    contexts::{Contexts, Known},
+    failure::Failure,
+};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -17,6 +21,8 @@ pub enum Output {
     Table,
     /// For programs: one JSON document on standard output.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
 /// Flags of every command.
@@ -34,6 +40,9 @@ pub struct GlobalArgs {
     /// The controller's CA certificate (PEM)
     #[arg(long, global = true, value_name = "FILE", env = "EDGEFLEET_CA")]
     pub ca: Option<PathBuf>,
+    /// A controller that `edgefleet login` remembered, unless --server or --data names one [default: the one in use]
+    #[arg(long, global = true, value_name = "NAME", env = "EDGEFLEET_CONTEXT")]
+    pub context: Option<String>,
     /// The controller's data folder: on its own machine this is enough to find and enter it
     #[arg(long, global = true, value_name = "DIR", env = "EDGEFLEET_DATA")]
     pub data: Option<PathBuf>,
@@ -62,18 +71,46 @@ impl Context {
         self.args.data.as_deref()
     }
 
-    /// A client of the controller: flags and environment first, then what lies in the data folder.
+    /// A client of the controller: flags and environment first, then what lies in the data folder, then what
+    /// `edgefleet login` remembered.
     ///
     /// # Errors
     /// [`Failure`] that says what is missing and how to give it.
     pub fn client(&self) -> Result<ApiClient, Failure> {
+        let GlobalArgs { server, token, ca, data, context, .. } = &self.args;
+        // A token for one controller is never sent to another.
+        let is_named = server.is_some() || data.is_some();
+        let contexts = if is_named { Contexts::default() } else { Contexts::read()? };
+        if let Some(known) = contexts.choose(context.as_deref().filter(|_| !is_named))? {
+            let mut known = known.clone();
+            if let Some(token) = token {
+                known.token.clone_from(token);
+            }
+            if let Some(ca) = ca {
+                known.ca = read_text(ca).map_err(|e| unreadable("CA certificate", ca, &e))?;
+            }
+            return known.client();
+        }
+        let known = self.named(None)?;
+        if known.token.is_empty() {
+            return Err(Failure::usage("no token was given").hint("use --token or EDGEFLEET_TOKEN"));
+        }
+        known.client()
+    }
+
+    /// The controller that flags, environment and data folder name; its token is empty if they name none.
+    ///
+    /// # Errors
+    /// [`Failure`] that says what is missing and how to give it.
+    pub(super) fn named(&self, url: Option<&str>) -> Result<Known, Failure> {
         let data = self.data();
-        let server = match (&self.args.server, data) {
-            (Some(server), _) => server.clone(),
+        let server = match (url.or(self.args.server.as_deref()), data) {
+            (Some(server), _) => server.to_owned(),
             (None, Some(data)) => running(data)?,
             (None, None) => {
                 return Err(Failure::usage("no controller was named").hint(
-                    "use --server URL with --token and --ca, or --data DIR on the controller's machine",
+                    "`edgefleet login URL --ca FILE` once, or use --server URL with --token and --ca, \
+                     or --data DIR on the controller's machine",
                 ));
             }
         };
@@ -84,9 +121,7 @@ impl Context {
                 let read = read_text(&path).map_err(|e| unreadable("token", &path, &e))?;
                 read.trim().to_owned()
             }
-            (None, None) => {
-                return Err(Failure::usage("no token was given").hint("use --token or EDGEFLEET_TOKEN"));
-            }
+            (None, None) => String::new(),
         };
         let ca = match (&self.args.ca, data) {
             (Some(path), _) => path.clone(),
@@ -97,8 +132,8 @@ impl Context {
                 ));
             }
         };
-        let pem = read_text(&ca).map_err(|e| unreadable("CA certificate", &ca, &e))?;
-        ApiClient::new(&server, &token, pem.as_bytes())
+        let ca = read_text(&ca).map_err(|e| unreadable("CA certificate", &ca, &e))?;
+        Ok(Known { server, token, ca })
     }
 
     /// Prints a result: `value` as JSON, or what `table` writes.
@@ -108,12 +143,20 @@ impl Context {
     pub fn print<T: Serialize>(&self, value: &T, table: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         let text = match self.output {
             Output::Json => serde_json::to_string_pretty(value)?,
+            // By way of JSON: the same names and the same form of every value.
+            Output::Yaml => serde_saphyr::to_string(&serde_json::to_value(value)?)?,
             // Much of it is what devices and models say of themselves; a terminal must not obey it.
             Output::Table => table(value).replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"),
         };
         let mut out = io::stdout().lock();
         writeln!(out, "{}", text.trim_end())?;
         Ok(())
+    }
+}
+
+impl Known {
+    pub(super) fn client(&self) -> Result<ApiClient, Failure> {
+        ApiClient::new(&self.server, &self.token, self.ca.as_bytes())
     }
 }
 

@@ -11,9 +11,11 @@ pub mod building;
 pub mod capture;
 pub mod client;
 pub mod context;
+pub mod contexts;
 pub mod dataset;
 pub mod demo;
 pub mod device;
+pub mod doctor;
 pub mod export;
 pub mod failure;
 pub mod finding;
@@ -29,6 +31,7 @@ pub mod rollout;
 pub mod serve;
 mod serve_file;
 pub mod settings;
+pub mod shell;
 pub mod simulate;
 pub(crate) mod table;
 pub mod telemetry;
@@ -62,6 +65,10 @@ enum Command {
     Restore(backup::RestoreArgs),
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
+    Login(Call<contexts::LoginArgs>),
+    Doctor(Call<doctor::DoctorArgs>),
+    /// Controllers that `edgefleet login` remembered
+    Context(Remote<contexts::ContextCommand>),
     /// Build, sign and publish models
     Model(Remote<model::ModelCommand>),
     /// Devices: invite, list, show, label, remove
@@ -103,6 +110,8 @@ enum Command {
     Keys(Remote<keys::KeysCommand>),
     /// Change who is trusted
     Trust(Remote<trust::TrustCommand>),
+    Completions(shell::CompletionsArgs),
+    Man(Call<shell::ManArgs>),
 }
 
 /// A command with the flags that say where the controller is and how to print.
@@ -149,6 +158,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Backup(args) => Ok(args.run().await.map_err(told)?),
         Command::Restore(args) => Ok(args.run().await.map_err(told)?),
         Command::Broker(command) => command.run(),
+        Command::Login(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
+        Command::Doctor(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
+        Command::Context(Remote { global, command }) => Ok(command.run(&Context::new(global))?),
         Command::Model(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Device(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Assign(Call { global, args }) => Ok(args.run(&Context::new(global)).await?),
@@ -169,6 +181,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Audit(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Keys(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
         Command::Trust(Remote { global, command }) => Ok(command.run(&Context::new(global)).await?),
+        Command::Completions(args) => Ok(args.run()?),
+        Command::Man(Call { global, args }) => Ok(args.run(&Context::new(global))?),
     }
 }
 

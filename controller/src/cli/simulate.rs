@@ -200,7 +200,7 @@ impl SimulateArgs {
 
     fn print(&self, output: Output, seed: u64, outcome: &Outcome, cost: &Cost) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        if output == Output::Json {
+        if output != Output::Table {
             let document = serde_json::json!({
                 "devices": self.devices, "seed": seed, "scenario": self.scenario, "ending": outcome.ending(),
                 "outcome": outcome, "cost": cost, "replay": self.replay(seed),

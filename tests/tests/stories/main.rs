@@ -17,5 +17,6 @@ mod quick_start;
 mod rollouts;
 mod shared_identity;
 mod telling;
+mod terminals;
 mod trust;
 mod updates;

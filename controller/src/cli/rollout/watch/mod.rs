@@ -62,7 +62,8 @@ impl WatchArgs {
         let client = context.client()?;
         let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
         let view = match context.output {
-            Output::Json => View::Json,
+            // One document a line is YAML as well.
+            Output::Json | Output::Yaml => View::Json,
             Output::Table if terminal && !self.plain => View::Live(screen::Screen::new()),
             Output::Table => View::Lines,
         };
