@@ -328,8 +328,14 @@ async fn a_spent_budget_holds_labels_back_and_lets_essentials_pass() {
     outbox.flush().await;
     let mut device_side = Device::start(&broker, 5);
     let (signals, inbox) = mpsc::channel(8);
-    // Room for a few of them, compressed together.
-    let telemetry = TelemetrySettings { bytes_per_day: 420, ..Default::default() };
+    // Room for some of them, compressed together.
+    let size = |records| {
+        let batch = TelemetryBatch { schema: 1, device: device(), records };
+        batch.to_bytes().unwrap().len()
+    };
+    let all = outbox.peek(1 << 20, 256).await;
+    let budget = usize::midpoint(size(all[..1].to_vec()), size(all));
+    let telemetry = TelemetrySettings { bytes_per_day: budget as u64, ..Default::default() };
     let (policy, settings) = watch::channel(Settings { telemetry, ..Settings::default() });
     let cost = Cost { settings, metered: false };
     tokio::spawn(send_telemetry(outbox.clone(), device_side.link.clone(), device(), inbox, cost));
@@ -337,7 +343,7 @@ async fn a_spent_budget_holds_labels_back_and_lets_essentials_pass() {
     signals.send(Signal::Connected).await.unwrap();
     let topic = Channel::Telemetry.of(&device());
     let first = observer.wait_for(|m| m.topic == topic).await.payload;
-    assert!(first.len() <= 420, "{}", first.len());
+    assert!(first.len() <= budget, "{}", first.len());
     let records = TelemetryBatch::parse(&first).unwrap().records;
     assert!((1..40).contains(&records.len()) && records[0].seq == 1, "{}", records.len());
     let last = records.last().unwrap().seq;
@@ -354,7 +360,7 @@ async fn a_spent_budget_holds_labels_back_and_lets_essentials_pass() {
         }
         // A last small one may fit.
         spent += payload.len();
-        assert!(spent <= 420, "{spent}");
+        assert!(spent <= budget, "{spent}");
         let contiguous = records.last().unwrap().seq;
         let ack = Ack { schema: 1, boots: vec![BootAck { boot, contiguous, extra: vec![] }] };
         signals.send(Signal::Ack(serde_json::to_vec(&ack).unwrap().into())).await.unwrap();

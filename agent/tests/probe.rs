@@ -41,6 +41,8 @@ fn a_sound_bundle_passes_and_its_verdict_tells_what_was_seen() {
     let measured = verdict.measured.unwrap();
     assert!(measured.p50_ms > 0.0 && measured.p95_ms >= measured.p50_ms && measured.load_ms > 0.0);
     assert!(measured.peak_memory_bytes > 1 << 20);
+    let shares: f64 = measured.nodes.iter().map(|(_, share)| share).sum();
+    assert!(measured.nodes.len() > 2 && (shares - 1.0).abs() < 0.01, "{:?}", measured.nodes);
     eprintln!("{measured:?} {:?}", verdict.confinement);
 }
 

@@ -49,6 +49,11 @@ pub trait LoadedModel: Send + Sync {
     /// # Errors
     /// [`RunError`]; the model stays usable.
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError>;
+
+    /// Seconds by node of the graph over so many runs; `None` if the engine does not tell, or failed.
+    fn node_times(&self, _inputs: &[Tensor], _runs: usize) -> Option<Vec<(String, f64)>> {
+        None
+    }
 }
 
 /// Why a model file cannot be served.

@@ -60,6 +60,11 @@ impl LoadedModel for PipedModel {
         aside::leave(Aside { steps, pictures: std::mem::take(&mut context.pictures) });
         Ok(done)
     }
+
+    fn node_times(&self, inputs: &[Tensor], runs: usize) -> Option<Vec<(String, f64)>> {
+        let (tensors, _) = guarded(|| self.pipeline.prepare(inputs)).ok()?;
+        self.model.node_times(&tensors, runs)
+    }
 }
 
 /// Picture decoders are other people's code that reads what strangers send.

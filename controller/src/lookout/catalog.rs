@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use edgefleet_shared::{
     bundle::{Baseline, Manifest, baseline::MAX_BASELINE_BYTES},
     ids::BundleName,
+    probe::ProbeVerdict,
 };
 use std::sync::Arc;
 
@@ -32,6 +33,10 @@ pub trait Catalog: Send + Sync {
     async fn manifest(&self, bundle: &BundleName) -> Option<Manifest>;
     /// `None` if it cannot be read now.
     async fn baseline(&self, bundle: &BundleName) -> Option<Known>;
+    /// What the check said when it was pushed; `None` if nobody knows.
+    async fn verdict(&self, _bundle: &BundleName) -> Option<ProbeVerdict> {
+        None
+    }
 }
 
 /// The registry's bundles.
@@ -47,6 +52,11 @@ impl Catalog for Registered {
         let record = self.registry.find(bundle).await.map_err(|error| failed(&error)).ok()??;
         let bytes = self.registry.manifest(&record).await.map_err(|error| failed(&error)).ok()?;
         Manifest::parse(&bytes).ok()
+    }
+
+    async fn verdict(&self, bundle: &BundleName) -> Option<ProbeVerdict> {
+        let found = self.registry.find(bundle).await;
+        found.map_err(|error| tracing::error!(%bundle, %error, "lookout.verdict")).ok()??.checks.verdict
     }
 
     async fn baseline(&self, bundle: &BundleName) -> Option<Known> {

@@ -11,7 +11,10 @@ use super::{
     subject::{CohortRecord, HourPoint},
 };
 use crate::{
-    advice::{Audited, Evidence, Health, LatencyParts, Release, Repeats, Scope, ScoreSeries, Slice},
+    advice::{
+        Audited, EngineMedians, Evidence, Health, LatencyParts, NodeTimes, Release, Repeats, Scope,
+        ScoreSeries, Slice,
+    },
     captures::{
         Captures,
         audited::{Z95, wilson},
@@ -24,6 +27,7 @@ use crate::{
 use edgefleet_shared::{
     bundle::{Baseline, Manifest, pipeline::Op},
     ids::{BundleName, DeviceId},
+    probe::{ProbeVerdict, node_shares},
     telemetry::{ProfileContent, Role, Sketch},
     time::Timestamp,
 };
@@ -114,6 +118,8 @@ pub(super) async fn gather(
         tracing::error!(bundle = %view.bundle, %error, "evidence.versions");
         Arc::default()
     });
+    let engines = running.map(survey::Running::engines).unwrap_or_default();
+    let nodes = sources.catalog.verdict(view.bundle).await.and_then(|verdict| node_times(verdict, &engines));
     Evidence {
         bundle: Some(view.bundle.clone()),
         baseline: view.baseline.clone(),
@@ -123,13 +129,23 @@ pub(super) async fn gather(
         scores: scores(view),
         estimators,
         shadow: beside::shadow(monitoring, sources, running, view.bundle, now).await,
-        engines: running.map(survey::Running::engines).unwrap_or_default(),
+        engines,
         versions: versions.get(view.bundle).cloned(),
         audit_rate,
         thresholds: manifest.as_ref().map(thresholds).unwrap_or_default(),
-        // No device profiles its graph yet.
-        nodes: None,
+        nodes,
     }
+}
+
+/// Where the time goes, as the check measured it when the bundle was pushed; beside it what most devices measured.
+fn node_times(verdict: ProbeVerdict, engines: &[EngineMedians]) -> Option<NodeTimes> {
+    let measured = verdict.measured.filter(|measured| !measured.nodes.is_empty())?;
+    let setups = engines.iter().max_by_key(|class| class.devices);
+    Some(NodeTimes {
+        nodes: node_shares(measured.nodes).into_iter().collect(),
+        setups_us: setups.map(|class| class.medians_us.clone()).unwrap_or_default(),
+        infer_ms: measured.p50_ms,
+    })
 }
 
 fn range<'a>(
@@ -417,4 +433,39 @@ fn differences(before: &Manifest, after: &Manifest) -> Vec<String> {
         .filter(|name| !ALWAYS.contains(&name.as_str()) && before.get(*name) != after.get(*name))
         .cloned()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgefleet_shared::probe::{Confinement, Measured};
+
+    #[test]
+    fn the_check_of_a_push_says_where_the_time_goes() {
+        let wall = || "enforced".to_owned();
+        let verdict = |nodes: Vec<(String, f64)>| ProbeVerdict {
+            protocol: 1,
+            agent_version: "0.1.0".into(),
+            bundle: "digits@1".parse().unwrap(),
+            digest: edgefleet_shared::digest::BundleDigest::of(b"m"),
+            ok: true,
+            failure: None,
+            engine: None,
+            passed: vec![],
+            golden: vec![],
+            operators: BTreeMap::new(),
+            measured: Some(Measured { load_ms: 1.0, p50_ms: 2.5, p95_ms: 3.0, peak_memory_bytes: 1, nodes }),
+            confinement: Confinement { landlock: wall(), seccomp: wall(), limits: wall() },
+        };
+        let class = |devices, us| EngineMedians {
+            hardware: "aarch64".into(),
+            devices,
+            medians_us: [("tract/f32".to_owned(), us)].into(),
+        };
+        assert_eq!(node_times(verdict(vec![]), &[]), None);
+        let heavy = vec![("conv".to_owned(), 0.75), ("add".to_owned(), 0.25), ("odd".to_owned(), f64::NAN)];
+        let found = node_times(verdict(heavy), &[class(2, 90.0), class(7, 40.0)]).unwrap();
+        assert_eq!((found.infer_ms, found.nodes["conv"], found.nodes.len()), (2.5, 0.75, 2));
+        assert_eq!(found.setups_us["tract/f32"], 40.0);
+    }
 }

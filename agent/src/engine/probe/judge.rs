@@ -224,7 +224,7 @@ mod tests {
     }
     fn done(passed: bool, p95_ms: f64, peak_memory_bytes: u64) -> String {
         let golden = GoldenResult { name: "a".into(), passed, max_abs_diff: 0.0, mismatch: None };
-        let measured = Measured { load_ms: 1.0, p50_ms: 1.0, p95_ms, peak_memory_bytes };
+        let measured = Measured { load_ms: 1.0, p50_ms: 1.0, p95_ms, peak_memory_bytes, nodes: vec![] };
         line(&Event::Done(Outcome { golden: vec![golden], measured: Some(measured), ..Outcome::default() }))
     }
     fn code(exit: Exit, stdout: &str, stderr: &str) -> Option<RefusalCode> {

@@ -13,7 +13,10 @@ use edgefleet_shared::{
     bundle::{Interface, TensorSpec},
     tensor::{Datatype, Tensor},
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 use tract_onnx::{prelude::*, tract_hir::infer::Factoid};
 
 /// A model in memory, shared by all workers.
@@ -135,18 +138,22 @@ impl TractModel {
             .collect())
     }
 
+    fn values<'a>(&self, pieces: impl Iterator<Item = (&'a [usize], &'a [u8])>) -> TractResult<TVec<TValue>> {
+        let mut values: Vec<Option<TValue>> = self.inputs.iter().map(|_| None).collect();
+        for (bound, (shape, data)) in self.inputs.iter().zip(pieces) {
+            values[bound.position] = Some(tensors::to_engine(bound.kind, shape, data)?.into_tvalue());
+        }
+        Ok(values.into_iter().flatten().collect())
+    }
+
     fn run_plan<'a>(
         &self,
         plan: &Plan,
         pieces: impl Iterator<Item = (&'a [usize], &'a [u8])>,
     ) -> Result<Vec<(Vec<usize>, Bytes)>, RunError> {
         let run = || -> TractResult<TVec<TValue>> {
-            let mut values: Vec<Option<TValue>> = self.inputs.iter().map(|_| None).collect();
-            for (bound, (shape, data)) in self.inputs.iter().zip(pieces) {
-                values[bound.position] = Some(tensors::to_engine(bound.kind, shape, data)?.into_tvalue());
-            }
             // `run` makes a fresh state: recurrent operators keep theirs between calls.
-            plan.run(values.into_iter().flatten().collect())
+            plan.run(self.values(pieces)?)
         };
         let outputs = match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(outputs)) => outputs,
@@ -183,6 +190,36 @@ impl LoadedModel for TractModel {
             Tensor::new(spec.name.clone(), spec.datatype, shape, data).map_err(|e| failed(&e.to_string()))
         });
         named.collect()
+    }
+
+    /// Of one row, as it is run by itself.
+    fn node_times(&self, inputs: &[Tensor], runs: usize) -> Option<Vec<(String, f64)>> {
+        let (inputs, batch) = request::accept(self.inputs.iter().map(|bound| &bound.spec), inputs).ok()?;
+        let batch = batch.filter(|rows| *rows > 1 && self.rows != Rows::Whole);
+        let row = |tensor: &&Tensor| match batch {
+            Some(rows) => (single_row(tensor.shape()), tensors::row(tensor, 0, rows)),
+            None => (tensor.shape().to_vec(), tensor.data().clone()),
+        };
+        let pieces: Vec<(Vec<usize>, Bytes)> = inputs.iter().map(row).collect();
+        let dims: Dims = pieces.iter().flat_map(|(shape, _)| shape.iter().copied()).collect();
+        let plan = self.plans.get(&dims).ok()?;
+        let mut seconds = vec![0.0; plan.model().nodes.len()];
+        let mut work = || -> TractResult<()> {
+            for _ in 0..runs {
+                let values = self.values(pieces.iter().map(|(shape, data)| (&shape[..], &data[..])))?;
+                plan.spawn()?.run_plan_with_eval(values, |context, state, node, inputs| {
+                    let started = Instant::now();
+                    let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
+                    if let Some(sum) = seconds.get_mut(node.id) {
+                        *sum += started.elapsed().as_secs_f64();
+                    }
+                    outputs
+                })?;
+            }
+            Ok(())
+        };
+        catch_unwind(AssertUnwindSafe(&mut work)).ok()?.ok()?;
+        Some(plan.model().nodes.iter().map(|node| node.name.clone()).zip(seconds).collect())
     }
 }
 

@@ -291,7 +291,7 @@ fn a_few_rows_wait_for_others_unless_none_follow() {
     assert!(builder.cut(at(10)).is_none(), "it begins anew");
 }
 
-/// By numpy for values x: corrcoef(x[:-1], x[1:])[0, 1].
+/// By numpy for values x: corrcoef(x[:-1], x[1:])[0, 1], to two places.
 #[test]
 fn neighbours_that_resemble_each_other_are_noticed() {
     let of = |values: &[f32]| {
@@ -307,7 +307,7 @@ fn neighbours_that_resemble_each_other_are_noticed() {
     let swing: Vec<f32> = (0..50).map(|n| if n % 2 == 0 { 1.0 } else { -1.0 }).collect();
     assert_eq!(of(&swing), (-1.0, 1));
     assert_eq!(of(&[5.0; 30]), (0.0, 30));
-    assert_eq!(of(&[1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 1.0, 5.0]), (-0.401, 3));
+    assert_eq!(of(&[1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 1.0, 5.0]), (-0.4, 3));
 }
 
 proptest! {

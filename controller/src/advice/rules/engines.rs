@@ -6,7 +6,7 @@ use super::super::{
     finding::{Confidence, Finding, Plot, RuleId, Severity, percent},
     rule::{AdviceSettings, Judged},
 };
-use edgefleet_shared::time::Timestamp;
+use edgefleet_shared::{probe::REST, time::Timestamp};
 
 /// Nodes that are few, and the share of compute that is most.
 const FEW: usize = 3;
@@ -23,14 +23,15 @@ pub(in super::super) fn heavy_nodes(evidence: &Evidence, _: &AdviceSettings, now
     let mut nodes: Vec<_> = profile
         .nodes
         .iter()
-        .filter(|(_, share)| share.is_finite() && **share >= 0.0)
+        .filter(|(node, share)| share.is_finite() && **share >= 0.0 && *node != REST)
         .map(|(node, share)| (node.clone(), *share))
         .collect();
     if nodes.len() < NODES {
         return Judged::default();
     }
     nodes.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let all = nodes.iter().map(|(_, share)| share).sum::<f64>().max(1e-9);
+    let shares = profile.nodes.values().filter(|share| share.is_finite() && **share >= 0.0);
+    let all = shares.sum::<f64>().max(1e-9);
     nodes.truncate(FEW);
     let share = nodes.iter().map(|(_, share)| share).sum::<f64>() / all;
     let mut judged = Judged::default();
